@@ -1,0 +1,66 @@
+# The two commands for a newcomer: `make demo` and `make test`. Both create .venv when it is missing or out of date.
+#
+#   make setup PYTHON=python3.12              use this interpreter (3.11 or newer)
+#   make setup PIP_FLAGS="--index-url ..."    more options for pip
+#   make test PYTEST_FLAGS="-m 'not slow'"    more options for pytest
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+# The first interpreter that is new enough: ONNX Runtime 1.31, the floor of [cpu], wants Python 3.11.
+ifndef PYTHON
+PYTHON := $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))) python3)
+endif
+
+# Named after what it was made from, so that only a change of content (or of place, or of interpreter) makes it again.
+STAMP := $(BIN)/.installed-$(shell { cat pyproject.toml constraints.txt; echo "$(CURDIR) $(PYTHON)"; } | sha256sum | cut -c1-16)
+
+DEMO_ENGINE := build/tiny-dsv3.engine
+
+.PHONY: help setup demo test lint format coverage clean
+
+help:
+	@echo "make setup     create $(VENV) with all that demo, tests and linters need"
+	@echo "make demo      build examples/tiny-dsv3 into an engine and let it write"
+	@echo "make test      run the test suite"
+	@echo "make lint      ruff, mypy --strict and the import contracts"
+	@echo "make format    apply ruff's fixes and formatting"
+	@echo "make coverage  run the test suite and report what it did not execute"
+	@echo "make clean     remove $(VENV) and all that was built"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dsv3export: make setup needs Python 3.11 or newer, got " + sys.version.split()[0] + "; name one: make setup PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
+		--no-build-isolation -e ".[cpu,build,test,dev]"
+	@touch $@
+
+demo: setup
+	$(BIN)/dsv3export build examples/tiny-dsv3 -o $(DEMO_ENGINE) --force
+	$(BIN)/dsv3export run $(DEMO_ENGINE) --prompt "And it came to pass in" --max-new-tokens 64
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: setup
+	$(BIN)/python -m coverage run -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m coverage report --skip-covered
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -1,0 +1,100 @@
+"""`dsv3export build`: a checkpoint becomes an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsv3export.cli.capabilities import BACKENDS, PRECISIONS
+from dsv3export.cli.options import json_option, quiet_option, verbose_option
+from dsv3export.cli.progress_bar import progress_on_stderr
+from dsv3export.cli.tables import bytes_text, print_json
+
+if TYPE_CHECKING:
+    from dsv3export.graphs.build import BuildReport
+
+
+@click.command("build")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="ENGINE", help="Directory to create."
+)
+@click.option("--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True)
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Precision by layer, from a file.")
+@click.option("--copy-weights", is_flag=True, help="Copy all weights, so that the engine needs no checkpoint.")
+@click.option("--force", is_flag=True, help="Replace an engine that is already there.")
+@quiet_option
+@json_option("Print the summary as one line of JSON on stdout.")
+@verbose_option
+def command(
+    checkpoint: Path,
+    output: Path,
+    backend: str,
+    precision: str,
+    recipe: Path | None,
+    copy_weights: bool,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    r"""Turn CHECKPOINT, a Hugging Face folder of safetensors, into an engine.
+
+    The engine appears at ENGINE whole or not at all. Weights that the backend can use as they are stay in the
+    checkpoint, which the engine then refers to, unless --copy-weights is given.
+
+    \b
+    Examples:
+      dsv3export build examples/tiny-dsv3 -o tiny.engine
+      dsv3export build path/to/DeepSeek-V3 -o v3.engine --copy-weights
+      dsv3export build examples/tiny-dsv3 -o tiny.engine --force --json
+    """
+    # torch comes with this import.
+    from dsv3export.graphs.build import build_engine
+
+    with progress_on_stderr(quiet) as progress:
+        report = build_engine(
+            checkpoint,
+            output,
+            backend=backend,
+            precision=precision,
+            recipe=recipe,
+            force=force,
+            copy_weights=copy_weights,
+            progress=progress,
+        )
+    facts = summary(output, report)
+    if as_json:
+        print_json(facts)
+    elif not quiet:
+        click.echo(sentence(facts), err=True)
+
+
+def summary(output: Path, report: BuildReport) -> dict[str, Any]:
+    """What was built, JSON-able: sizes in bytes."""
+    weights = report.manifest.weights
+    stored = [entry.nbytes for entry in weights if entry.location == "engine"]
+    referenced = [entry.nbytes for entry in weights if entry.location == "checkpoint"]
+    return {
+        "engine": str(output),
+        "backend": report.manifest.backend.name,
+        "recipe": report.manifest.recipe,
+        "engine_bytes": report.engine_bytes,
+        "weights": {
+            "stored": {"tensors": len(stored), "bytes": sum(stored)},
+            "referenced": {"tensors": len(referenced), "bytes": sum(referenced)},
+        },
+        "seconds": report.seconds,
+    }
+
+
+def sentence(facts: dict[str, Any]) -> str:
+    """The summary for people, on one line."""
+    stored, referenced = facts["weights"]["stored"], facts["weights"]["referenced"]
+    return (
+        f"built {facts['engine']} in {facts['seconds']:.1f} s: {bytes_text(facts['engine_bytes'])}, "
+        f"{stored['tensors']} weights ({bytes_text(stored['bytes'])}) in the engine, "
+        f"{referenced['tensors']} ({bytes_text(referenced['bytes'])}) in the checkpoint"
+    )

@@ -1,0 +1,52 @@
+"""Which backend builds and runs which precision, here: a table of what exists, against the packages that are found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dsv3export.cli.packages import PackageState
+
+BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+PRECISIONS = ("fp32", "bf16", "fp8", "int8", "int4")
+
+BUILD_PACKAGES = ("torch", "onnx", "onnx_ir")
+
+# What each backend needs besides, for a precision that this version implements.
+RUN_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("onnxruntime", "fp32"): ("onnxruntime", "tokenizers"),
+}
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One row of doctor's table. `why_not` is empty where both `build` and `run` hold."""
+
+    backend: str
+    precision: str
+    build: bool
+    run: bool
+    why_not: str
+
+
+def capabilities(packages: Mapping[str, PackageState]) -> tuple[Capability, ...]:
+    """Every backend times every precision, judged by `packages` (module name -> state)."""
+    return tuple(_judge(backend, precision, packages) for backend in BACKENDS for precision in PRECISIONS)
+
+
+def _judge(backend: str, precision: str, packages: Mapping[str, PackageState]) -> Capability:
+    run_packages = RUN_PACKAGES.get((backend, precision))
+    if run_packages is None:
+        return Capability(backend, precision, False, False, "not implemented in this version")
+    lacks_to_build = _unusable(BUILD_PACKAGES, packages)
+    lacks_to_run = _unusable(run_packages, packages)
+    reasons = [
+        f"{verb} needs {', '.join(lacking)}"
+        for verb, lacking in (("build", lacks_to_build), ("run", lacks_to_run))
+        if lacking
+    ]
+    return Capability(backend, precision, not lacks_to_build, not lacks_to_run, "; ".join(reasons))
+
+
+def _unusable(modules: tuple[str, ...], packages: Mapping[str, PackageState]) -> list[str]:
+    return [module for module in modules if not packages[module].usable]

@@ -1,0 +1,113 @@
+"""`dsv3export doctor`: packages, providers, processor, memory, GPUs, and what works with them."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import asdict, dataclass
+
+import click
+
+from dsv3export import __version__
+from dsv3export.cli.capabilities import Capability, capabilities
+from dsv3export.cli.machine import Cpu, Gpu, Memory, read_cpu, read_gpus, read_memory
+from dsv3export.cli.options import json_option, verbose_option
+from dsv3export.cli.packages import PackageState, read_packages, read_providers
+from dsv3export.cli.tables import bytes_text, print_facts, print_json, print_table
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that doctor found out."""
+
+    packages: dict[str, PackageState]
+    providers: tuple[str, ...]
+    providers_problem: str
+    cpu: Cpu
+    memory: Memory
+    gpus: tuple[Gpu, ...]
+    works: tuple[Capability, ...]
+
+
+@click.command("doctor")
+@click.option("--probe", is_flag=True, help="Import every package, each in a process of its own (slower).")
+@json_option("Print one line of JSON.")
+@verbose_option
+def command(probe: bool, as_json: bool) -> None:
+    r"""Say what works on this machine, and why not.
+
+    \b
+    Examples:
+      dsv3export doctor
+      dsv3export doctor --probe
+      dsv3export doctor --json | jq .works
+    """
+    findings = examine(probe)
+    if as_json:
+        print_json(as_data(findings))
+    else:
+        _print(findings)
+
+
+def examine(probe: bool) -> Findings:
+    """Looks at the machine; with `probe` also tries whether each package imports."""
+    packages = read_packages(probe)
+    providers: tuple[str, ...] = ()
+    problem = "onnxruntime is not installed"
+    if packages["onnxruntime"].versions:
+        providers, problem = read_providers()
+    if problem:
+        state = packages["onnxruntime"]
+        packages["onnxruntime"] = PackageState(state.entry, state.versions, state.problem or problem)
+    return Findings(packages, providers, problem, read_cpu(), read_memory(), read_gpus(), capabilities(packages))
+
+
+def as_data(findings: Findings) -> dict[str, object]:
+    """The findings as JSON-able data."""
+    return {
+        "dsv3export": __version__,
+        "python": {"version": platform.python_version(), "executable": sys.executable, "platform": platform.platform()},
+        "packages": {
+            module: {"versions": list(state.versions), "purpose": state.entry.purpose, "problem": state.problem}
+            for module, state in findings.packages.items()
+        },
+        "onnxruntime_providers": list(findings.providers),
+        "cpu": asdict(findings.cpu),
+        "memory": asdict(findings.memory),
+        "gpus": [asdict(gpu) for gpu in findings.gpus],
+        "works": [asdict(capability) for capability in findings.works],
+    }
+
+
+def _print(findings: Findings) -> None:
+    cpu, memory = findings.cpu, findings.memory
+    gpus = [f"{gpu.name}, {gpu.memory}, sm {gpu.compute_capability}, driver {gpu.driver}" for gpu in findings.gpus]
+    limit = f", {bytes_text(memory.limit)} allowed to this container" if memory.limit is not None else ""
+    machine = [
+        ("dsv3export", __version__),
+        ("Python", f"{platform.python_version()} ({sys.executable})"),
+        ("platform", platform.platform()),
+        ("CPU", f"{cpu.model}, {cpu.usable_cores} of {cpu.logical_cores} logical cores usable"),
+        ("CPU features", " ".join(cpu.features) or "none known"),
+        ("memory", f"{bytes_text(memory.total)}, {bytes_text(memory.available)} available{limit}"),
+        ("GPUs", "; ".join(gpus) or "none found (nvidia-smi)"),
+        ("ONNX Runtime providers", ", ".join(findings.providers) or f"none: {findings.providers_problem}"),
+    ]
+    print_facts("This machine", machine)
+    print_table(
+        "Packages",
+        ("package", "version", "for", "problem"),
+        [
+            (module, " and ".join(state.versions) or "-", state.entry.purpose, state.problem)
+            for module, state in findings.packages.items()
+        ],
+    )
+    print_table(
+        "What works",
+        ("backend", "precision", "build", "run", "why not"),
+        [(row.backend, row.precision, _yes(row.build), _yes(row.run), row.why_not) for row in findings.works],
+    )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,153 @@
+"""The one place where exceptions become a line on stderr and an exit code.
+
+| what happened                                        | exit code |
+|------------------------------------------------------|-----------|
+| done                                                 | 0         |
+| a bug in dsv3export (`InternalError`, anything else) | 1         |
+| `UserError`, wrong usage, no memory, OS refusal      | 2         |
+| Ctrl-C                                               | 130       |
+| the reader of stdout went away                       | 141       |
+| SIGTERM                                              | 143       |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+import click
+
+from dsv3export.cli.options import Invocation
+from dsv3export.errors import BackendError, InternalError, ResourceError, UserError
+
+PROGRAM = "dsv3export"
+
+BUG = 1
+USER = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+TERMINATED = 143
+
+# Top-level module -> what pip installs to bring it.
+REQUIREMENT_OF_MODULE = {
+    "torch": "dsv3export[build]",
+    "onnx": "dsv3export[build]",
+    "onnx_ir": "dsv3export[build]",
+    "onnxscript": "dsv3export[build]",
+    "onnxruntime": "dsv3export[cpu]",
+    "tokenizers": "dsv3export",
+}
+
+# What the machine refuses is not a bug of this program; any other OSError is.
+REFUSALS = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.EMFILE,
+        errno.ENAMETOOLONG,
+        errno.ENFILE,
+        errno.ENOENT,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds the stack so that half-written files are removed."""
+
+
+def exit_code_of(call: Callable[[], object], invocation: Invocation) -> int:
+    """Runs `call` and returns the program's exit code, having said on stderr what went wrong."""
+    try:
+        call()
+    except click.exceptions.Exit as exit_request:
+        return exit_request.exit_code
+    except BrokenPipeError:
+        _forget_stdout()
+        return BROKEN_PIPE
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return INTERRUPTED
+    except Terminated:
+        _say("terminated")
+        return TERMINATED
+    except Exception as exception:  # noqa: BLE001 (the last resort: everything becomes an exit code)
+        return _report(exception, invocation)
+    return 0
+
+
+def _report(exception: Exception, invocation: Invocation) -> int:
+    if invocation.verbose:
+        traceback.print_exception(exception, file=sys.stderr)
+    user_error = as_user_error(exception)
+    if user_error is not None:
+        _say(f"error: {user_error}")
+        return USER
+    message = str(exception) if isinstance(exception, InternalError) else _as_bug(exception)
+    hint = "" if invocation.verbose else f" Run it again with -v for the traceback: {PROGRAM} -v ..."
+    _say(f"{message}.{hint}")
+    return BUG
+
+
+def as_user_error(exception: Exception) -> Exception | None:
+    """The error to show to the user, or None where `exception` is a bug in this program."""
+    if isinstance(exception, UserError):
+        return exception
+    if isinstance(exception, click.ClickException):
+        return UserError(_usage_message(exception))
+    if isinstance(exception, MemoryError):
+        return ResourceError("out of memory", got=str(exception) or "an allocation that failed")
+    if isinstance(exception, ModuleNotFoundError):
+        return _missing_package(exception)
+    if isinstance(exception, OSError) and exception.errno in REFUSALS:
+        return ResourceError(f"{exception.filename or 'operating system'}: {exception.strerror}")
+    return None
+
+
+def _missing_package(exception: ModuleNotFoundError) -> BackendError | None:
+    module = (exception.name or "").partition(".")[0]
+    requirement = REQUIREMENT_OF_MODULE.get(module)
+    if requirement is None:
+        return None
+    return BackendError(
+        f"the Python package {module!r} is not installed", fix=f"Install it with: pip install '{requirement}'"
+    )
+
+
+def _usage_message(exception: click.ClickException) -> str:
+    """Click's message, with the help of the command that was meant."""
+    context = exception.ctx if isinstance(exception, click.UsageError) else None
+    message = exception.format_message()
+    if context is None:
+        return message
+    return f"{message.rstrip('.')}. See: {context.command_path} --help"
+
+
+def _as_bug(exception: Exception) -> str:
+    return str(InternalError(f"{type(exception).__name__}: {exception}"))
+
+
+def _say(message: str) -> None:
+    """One line on stderr, whatever line breaks the message has."""
+    # Where nobody reads stderr either, the exit code has to do.
+    with suppress(BrokenPipeError):
+        click.echo(f"{PROGRAM}: {' '.join(message.split())}", err=True)
+
+
+def _forget_stdout() -> None:
+    """Lets the interpreter's flush at exit succeed although nobody reads stdout any more."""
+    # ValueError: no file descriptor behind stdout, so nothing will be flushed into a pipe.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

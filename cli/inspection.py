@@ -1,0 +1,130 @@
+"""What `dsv3export inspect` finds out, as plain data that is also its JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.cli.onnx_nodes import count_nodes
+from dsv3export.cli.subject import Subject
+from dsv3export.config import ModelConfig
+from dsv3export.dtypes import NUMPY
+from dsv3export.engine.manifest import Manifest
+from dsv3export.engine.reader import EngineFiles
+from dsv3export.model_size import count_parameters
+
+# What a latent cache may be kept in -> bytes of an element.
+CACHE_FORMATS = {"fp32": NUMPY["F32"].itemsize, "bf16": NUMPY["BF16"].itemsize, "fp8": NUMPY["F8_E4M3"].itemsize}
+
+
+class Stored(Protocol):
+    """What a tensor of a checkpoint and a weight of an engine have in common."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+def describe(subject: Subject, files: EngineFiles | None = None, problem: str | None = None) -> dict[str, Any]:
+    """Everything known about `subject`, JSON-able.
+
+    Args:
+        subject: The model.
+        files: The engine, opened; None where it cannot be used, and for other kinds.
+        problem: Why the engine cannot be used.
+    """
+    facts: dict[str, Any] = {
+        "kind": subject.kind,
+        "path": subject.path,
+        "config": {key: value for key, value in asdict(subject.config).items() if key != "raw"},
+        "layers": layers_by_kind(subject.config),
+        "parameters": asdict(count_parameters(subject.config)),
+        "cache": cache(subject.config),
+    }
+    if subject.checkpoint is not None:
+        facts["weights"] = checkpoint_weights(subject.checkpoint)
+    if subject.manifest is not None:
+        facts["weights"] = engine_weights(subject.manifest)
+        facts["engine"] = engine(files, subject.manifest, problem)
+    return facts
+
+
+def layers_by_kind(config: ModelConfig) -> dict[str, list[int]]:
+    """Layer kind -> layer numbers; `mtp_layer` are those after the trunk."""
+    kinds: dict[str, list[int]] = {"dense_layer": [], "moe_layer": []}
+    for layer in range(config.num_hidden_layers):
+        kinds[config.layer_kind(layer)].append(layer)
+    kinds["mtp_layer"] = list(config.mtp_layer_ids)
+    return {kind: layers for kind, layers in kinds.items() if layers}
+
+
+def cache(config: ModelConfig) -> dict[str, Any]:
+    """Size of the latent cache of the trunk, per token of one sequence."""
+    elements = config.num_hidden_layers * config.latent_width
+    return {
+        "elements_per_token": elements,
+        "bytes_per_token": {name: elements * size for name, size in CACHE_FORMATS.items()},
+        "max_tokens": config.max_position_embeddings,
+    }
+
+
+def checkpoint_weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Bytes of the stored tensors by dtype, scales and MTP layers included."""
+    return {
+        **_totals(checkpoint.tensors.values()),
+        "files": len(checkpoint.shards),
+        "bytes_by_dtype": _bytes_by_dtype(checkpoint.tensors.values()),
+    }
+
+
+def engine_weights(manifest: Manifest) -> dict[str, Any]:
+    """Bytes of the weight table: by dtype, and whether the engine stores them or refers to the checkpoint's."""
+    owned = [entry for entry in manifest.weights if entry.location == "engine"]
+    referenced = [entry for entry in manifest.weights if entry.location == "checkpoint"]
+    return {
+        **_totals(manifest.weights),
+        "files": len({(entry.location, entry.file) for entry in manifest.weights}),
+        "bytes_by_dtype": _bytes_by_dtype(manifest.weights),
+        "stored": _totals(owned),
+        "referenced": _totals(referenced),
+    }
+
+
+def engine(files: EngineFiles | None, manifest: Manifest, problem: str | None) -> dict[str, Any]:
+    """What engine.json says besides model and weights; nodes are counted in graphs that passed their checks."""
+    return {
+        "producer": manifest.producer,
+        "recipe": manifest.recipe,
+        "backend": asdict(manifest.backend),
+        "graphs": {
+            name: {"file": graph.file, "bytes": graph.size, **_nodes(files, name)}
+            for name, graph in manifest.graphs.items()
+        },
+        "files": {name: record.size for name, record in manifest.files.items()},
+        "checkpoint": manifest.checkpoint.path,
+        "problem": problem,
+    }
+
+
+def _nodes(files: EngineFiles | None, graph: str) -> dict[str, int | None]:
+    if files is None:
+        return {"nodes": None, "function_nodes": None}
+    nodes, function_nodes = count_nodes(files.graph(graph))
+    return {"nodes": nodes, "function_nodes": function_nodes}
+
+
+def _totals(tensors: Iterable[Stored]) -> dict[str, int]:
+    sizes = [tensor.nbytes for tensor in tensors]
+    return {"tensors": len(sizes), "bytes": sum(sizes)}
+
+
+def _bytes_by_dtype(tensors: Iterable[Stored]) -> dict[str, int]:
+    counter: Counter[str] = Counter()
+    for tensor in tensors:
+        counter[tensor.dtype] += tensor.nbytes
+    return dict(counter.most_common())

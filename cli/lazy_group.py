@@ -1,0 +1,50 @@
+"""A Click group whose commands are imported only when they are called or asked for help."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """One row of the command table.
+
+    Attributes:
+        name: What the user types.
+        module: Module that holds the command as an attribute called `command`.
+        summary: The line shown by `dsv3export --help`, kept here so that help imports no command.
+    """
+
+    name: str
+    module: str
+    summary: str
+
+
+class LazyGroup(click.Group):
+    """Serves `table` as subcommands; `--help` reads the table only."""
+
+    def __init__(self, table: Sequence[CommandEntry], **attributes: object) -> None:
+        super().__init__(**attributes)  # type: ignore[arg-type]  # forwarded untouched to click.Group
+        self.table = {entry.name: entry for entry in table}
+        if len(self.table) != len(table):
+            raise ValueError("two commands have one name")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self.table.get(cmd_name)
+        if entry is None:
+            return None
+        command = importlib.import_module(entry.module).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.module}.command is {command!r}, not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(entry.name, entry.summary) for entry in self.table.values()])

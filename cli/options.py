@@ -1,0 +1,46 @@
+"""Options that several commands share, and what the whole invocation knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass
+class Invocation:
+    """State of one call of the program, shared by the group, the commands and the error report."""
+
+    verbose: bool = False
+
+
+def _remember_verbose(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Invocation).verbose = True
+
+
+def verbose_option(function: Function) -> Function:
+    """`-v`, accepted before and after the command's name."""
+    return click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_remember_verbose,
+        help="Show the traceback of an error.",
+    )(function)
+
+
+def json_option(help_text: str) -> Callable[[Function], Function]:
+    """`--json`, passed to the command as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+def quiet_option(function: Function) -> Function:
+    """`--quiet`, passed to the command as `quiet`."""
+    return click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")(function)

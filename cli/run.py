@@ -1,0 +1,116 @@
+"""`dsv3export run`: text from an engine. Imports neither torch nor onnx."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dsv3export.cli.options import json_option, verbose_option
+from dsv3export.cli.prompt import read_prompt
+from dsv3export.cli.tables import bytes_text, print_json
+from dsv3export.cli.transcript import Stats, Transcript
+
+
+@click.command("run")
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="The prompt; - reads it from stdin.")
+@click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids separated by commas, taken as they are.")
+@click.option(
+    "--max-new-tokens", type=int, metavar="N", help="Stop after N tokens [default: 128, or what the context leaves]."
+)
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 takes the likeliest token."
+)
+@click.option("--top-k", type=int, default=0, metavar="K", help="Sample among the K likeliest tokens; 0 for all.")
+@click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample among the fewest tokens that reach P.")
+@click.option(
+    "--min-p", type=float, default=0.0, metavar="P", help="Sample among tokens at least P times as likely as the best."
+)
+@click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
+@click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
+@click.option("--stats", is_flag=True, help="Say times and rates on stderr at the end.")
+@json_option("Print one line of JSON when all is done, instead of streaming.")
+@verbose_option
+def command(
+    engine: Path,
+    prompt: str | None,
+    prompt_ids: str | None,
+    threads: int | None,
+    stats: bool,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    r"""Generate text with ENGINE, the directory that `build` wrote.
+
+    The text goes to stdout as it comes, in UTF-8, with a line break at the end.
+
+    \b
+    Examples:
+      dsv3export run tiny.engine --prompt "And it came to pass"
+      dsv3export run tiny.engine --prompt - --json < prompt.txt
+      dsv3export run tiny.engine --prompt "In the beginning" --temperature 0.7 --top-p 0.95 --seed 1
+      dsv3export run tiny.engine --prompt-ids 0,12,7 --max-new-tokens 16 --stats
+    """
+    from dsv3export.runtime.engine import Engine
+    from dsv3export.runtime.sampling import SamplingParams
+
+    tokens: str | list[int] = read_prompt(prompt, prompt_ids)
+    # Checked by the engine too, but a mistake here should not cost the time that loading takes.
+    SamplingParams(how["temperature"], how["top_k"], how["top_p"], how["min_p"], how["seed"])
+    started = time.perf_counter()
+    loaded = Engine.load(engine, threads=threads)
+    load_seconds = time.perf_counter() - started
+    if isinstance(tokens, str) and loaded.tokenizer is not None:
+        tokens = loaded.tokenizer.encode(tokens)
+    transcript = Transcript()
+    texts = transcript.follow(loaded.stream(tokens, **how))
+    if as_json:
+        for _ in texts:
+            pass
+    else:
+        _print_as_it_comes(texts)
+    measured = transcript.stats(len(tokens), load_seconds)
+    if as_json:
+        print_json(
+            {
+                "text": transcript.text,
+                "token_ids": transcript.token_ids,
+                "prompt_token_ids": tokens,
+                "finish_reason": transcript.finish_reason,
+                "stats": asdict(measured),
+            }
+        )
+    if stats:
+        click.echo(summary(measured), err=True)
+
+
+def _print_as_it_comes(texts: Iterable[str]) -> None:
+    try:
+        for text in texts:
+            # `echo` flushes: each piece is seen at once, in a pipe too.
+            click.echo(text, nl=False)
+    finally:
+        click.echo()
+
+
+def summary(stats: Stats) -> str:
+    """The statistics for people, on one line."""
+    return (
+        f"load {stats.load_seconds:.2f} s; "
+        f"prompt {stats.prompt_tokens} tokens in {stats.first_token_seconds:.3f} s"
+        f" ({_per_second(stats.prefill_tokens_per_second)}); "
+        f"{stats.new_tokens} new tokens, decode {stats.decode_seconds:.3f} s"
+        f" ({_per_second(stats.decode_tokens_per_second)}); "
+        f"peak memory {bytes_text(stats.peak_memory_bytes)}"
+    )
+
+
+def _per_second(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.1f} tokens/s"

@@ -1,0 +1,203 @@
+"""engine.json: what an engine consists of. Plain dataclasses, strict parsing, deterministic text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from dsv3export.engine.typed_json import JsonValue, read_json
+from dsv3export.errors import EngineError
+
+FORMAT = "dsv3export-engine"
+VERSION = 1
+MANIFEST_NAME = "engine.json"
+_MAX_BYTES = 512 << 20  # the 671B shape with every expert stored apart has about 36 MB
+_MAX_RANK = 8
+_KEYS = (
+    "format", "version", "producer", "model", "recipe", "backend", "graphs", "checkpoint", "weights", "files",
+)  # fmt: skip
+
+Location = Literal["engine", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class BackendRecord:
+    """What the graph was made for. `built_with` is the backend's version, `opset` that of the ai.onnx domain."""
+
+    name: str
+    built_with: str
+    opset: int
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """A graph file of the engine: relative name, digest, size in bytes."""
+
+    file: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A weights or tokenizer file of the engine; an unchanged size and mtime spare hashing it again."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A checkpoint file as it was at build time, known by its size and the digest of its header."""
+
+    size: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """Where the engine came from.
+
+    `mtimes_ns` has an entry for each checkpoint file that the engine refers to.
+    """
+
+    path: str
+    config_sha256: str
+    files: dict[str, ShardRecord]
+    mtimes_ns: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_fingerprint(cls, path: Path, fingerprint: dict[str, Any]) -> CheckpointRecord:
+        """From `Checkpoint.fingerprint()`."""
+        files = {name: ShardRecord(**record) for name, record in fingerprint["files"].items()}
+        return cls(str(path.resolve()), fingerprint["config_sha256"], files)
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """Where the bytes of one graph initializer lie, and what they were made from.
+
+    `dtype` is a safetensors dtype name. `file` is relative to the engine or to the checkpoint, by `location`;
+    `offset` counts from the start of that file. `sources` are checkpoint tensors, `transform` says what was done.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    location: Location
+    file: str
+    offset: int
+    nbytes: int
+    sources: tuple[str, ...]
+    transform: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of engine.json. `files` is filled in by the writer."""
+
+    producer: str
+    model: dict[str, Any]
+    recipe: dict[str, str]
+    backend: BackendRecord
+    graphs: dict[str, GraphRecord]
+    checkpoint: CheckpointRecord
+    weights: tuple[WeightEntry, ...]
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Deterministic: keys of tables sorted, weights in the order of the build, one weight a line."""
+        record = asdict(self)
+        record["checkpoint"] = {
+            "path": self.checkpoint.path,
+            "fingerprint": {"config_sha256": self.checkpoint.config_sha256, "files": record["checkpoint"]["files"]},
+            "mtimes_ns": record["checkpoint"]["mtimes_ns"],
+        }
+        weights = ",\n".join("  " + json.dumps(entry, allow_nan=False) for entry in record.pop("weights"))
+        head = {"format": FORMAT, "version": VERSION, **record}
+        members = [f'"{key}": {json.dumps(value, sort_keys=True, allow_nan=False)}' for key, value in head.items()]
+        return "{\n" + ",\n".join([*members, f'"weights": [\n{weights}\n]']) + "\n}\n"
+
+    @classmethod
+    def read(cls, engine: Path) -> Manifest:
+        """Reads `engine`/engine.json. Raises EngineError for anything that is not a version-1 manifest."""
+        return cls.from_json(read_json(engine / MANIFEST_NAME, _MAX_BYTES))
+
+    @classmethod
+    def from_json(cls, document: JsonValue) -> Manifest:
+        """Raises EngineError. Checks types and ranges; the files themselves are checked by the reader."""
+        _check_version(document)
+        fields = document.fields(*_KEYS)
+        backend = fields["backend"].fields("name", "built_with", "opset")
+        fields["model"].mapping()
+        return cls(
+            producer=fields["producer"].text(),
+            model=cast("dict[str, Any]", fields["model"].value),
+            recipe={key: value.text() for key, value in fields["recipe"].mapping().items()},
+            backend=BackendRecord(
+                backend["name"].text(), backend["built_with"].text(), backend["opset"].integer(minimum=1)
+            ),
+            graphs={name: _graph(graph) for name, graph in fields["graphs"].mapping().items()},
+            checkpoint=_checkpoint(fields["checkpoint"]),
+            weights=tuple(_weight(entry) for entry in fields["weights"].array()),
+            files={name: _file(record) for name, record in fields["files"].mapping().items()},
+        )
+
+
+def _check_version(document: JsonValue) -> None:
+    members = document.mapping()
+    if "format" not in members or members["format"].value != FORMAT:
+        raise EngineError(document.where, expected=f'"format": "{FORMAT}"', got=_got(members, "format"))
+    if "version" not in members or members["version"].value != VERSION or members["version"].value is True:
+        raise EngineError(
+            document.where,
+            expected=f"engine format version {VERSION}",
+            got=_got(members, "version"),
+            fix="Rebuild the engine with this dsv3export, or run it with the one that built it.",
+        )
+
+
+def _got(members: dict[str, JsonValue], key: str) -> str:
+    return json.dumps(members[key].value)[:60] if key in members else "none"
+
+
+def _graph(document: JsonValue) -> GraphRecord:
+    fields = document.fields("file", "sha256", "size")
+    return GraphRecord(fields["file"].text(), fields["sha256"].sha256(), fields["size"].integer())
+
+
+def _file(document: JsonValue) -> FileRecord:
+    fields = document.fields("size", "mtime_ns", "sha256")
+    return FileRecord(fields["size"].integer(), fields["mtime_ns"].integer(minimum=-(2**63)), fields["sha256"].sha256())
+
+
+def _checkpoint(document: JsonValue) -> CheckpointRecord:
+    fields = document.fields("path", "fingerprint", "mtimes_ns")
+    fingerprint = fields["fingerprint"].fields("config_sha256", "files")
+    files = {}
+    for name, record in fingerprint["files"].mapping().items():
+        shard = record.fields("size", "header_sha256")
+        files[name] = ShardRecord(shard["size"].integer(), shard["header_sha256"].sha256())
+    mtimes = {name: value.integer(minimum=-(2**63)) for name, value in fields["mtimes_ns"].mapping().items()}
+    return CheckpointRecord(fields["path"].text(), fingerprint["config_sha256"].sha256(), files, mtimes)
+
+
+def _weight(document: JsonValue) -> WeightEntry:
+    fields = document.fields(*WeightEntry.__dataclass_fields__)
+    shape = fields["shape"].array()
+    if len(shape) > _MAX_RANK:
+        fields["shape"].fail(f"at most {_MAX_RANK} dimensions")
+    return WeightEntry(
+        name=fields["name"].text(),
+        dtype=fields["dtype"].text(),
+        shape=tuple(size.integer() for size in shape),
+        location=cast("Location", fields["location"].choice("engine", "checkpoint")),
+        file=fields["file"].text(),
+        offset=fields["offset"].integer(),
+        nbytes=fields["nbytes"].integer(),
+        sources=tuple(source.text() for source in fields["sources"].array()),
+        transform=fields["transform"].text(),
+    )

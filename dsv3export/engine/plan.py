@@ -1,0 +1,90 @@
+"""What a build intends to store, and how that lies in safetensors files, both known before a byte is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dsv3export.checkpoint import TensorInfo
+from dsv3export.dtypes import itemsize
+from dsv3export.errors import InternalError
+
+SHARD_BYTES = 4_000_000_000
+_HEADER_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class PlannedWeight:
+    """One initializer of the graph.
+
+    `name` is the initializer's name, `dtype` a safetensors dtype name, `sources` the checkpoint tensors it is made
+    from and `transform` the name of the packing transform. `reference` is set when the tensor stays in the
+    checkpoint, byte for byte.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    transform: str
+    reference: TensorInfo | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * itemsize(self.dtype)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A safetensors file to be written: its header, then its tensors back to back in this order."""
+
+    file: str
+    header: bytes
+    weights: tuple[PlannedWeight, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(weight.nbytes for weight in self.weights)
+
+    def offsets(self) -> Iterator[tuple[PlannedWeight, int]]:
+        """Each weight and where its bytes start in the file."""
+        offset = len(self.header)
+        for weight in self.weights:
+            yield weight, offset
+            offset += weight.nbytes
+
+
+def layout_shards(weights: Sequence[PlannedWeight], limit: int = SHARD_BYTES) -> list[Shard]:
+    """Fills files of at most `limit` bytes of tensors in the given order; a larger tensor gets a file of its own.
+
+    Within a file the widest dtypes come first, so that every tensor is aligned although the safetensors format
+    allows no gaps between tensors.
+    """
+    names = {weight.name for weight in weights}
+    if len(names) != len(weights):
+        raise InternalError("two planned weights have the same name")
+    groups: list[list[PlannedWeight]] = []
+    room = 0
+    for weight in weights:
+        if not groups or weight.nbytes > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(weight)
+        room -= weight.nbytes
+    return [_shard(f"weights/model-{i:05d}.safetensors", group) for i, group in enumerate(groups, start=1)]
+
+
+def _shard(file: str, group: list[PlannedWeight]) -> Shard:
+    weights = tuple(sorted(group, key=lambda weight: -itemsize(weight.dtype)))
+    table: dict[str, object] = {}
+    offset = 0
+    for weight in weights:
+        end = offset + weight.nbytes
+        table[weight.name] = {"dtype": weight.dtype, "shape": list(weight.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _HEADER_ALIGNMENT)
+    return Shard(file, len(text).to_bytes(8, "little") + text, weights)

@@ -1,0 +1,154 @@
+"""Are the files of an engine, and those of the checkpoint that it refers to, what engine.json says?"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Literal
+
+from dsv3export.checkpoint.header import MAX_HEADER_BYTES
+from dsv3export.dtypes import NUMPY, itemsize
+from dsv3export.engine.manifest import CheckpointRecord, FileRecord, Manifest, ShardRecord, WeightEntry
+from dsv3export.engine.paths import inside, is_plain_relative
+from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
+from dsv3export.engine.typed_json import REBUILD
+from dsv3export.errors import EngineError
+
+Verify = Literal["auto", "full"]
+_CHUNK = 16 << 20
+_SECOND = 10**9
+_REBUILD_OR_RESTORE = (
+    "Put the checkpoint back as it was, or rebuild the engine (with --copy-weights it needs no checkpoint)."
+)
+
+
+def check_files(engine: Path, manifest: Manifest, verify: Verify) -> None:
+    """Checks the files table: each file inside the engine, of the recorded size, and unaltered.
+
+    "auto" hashes a file only if its modification time is not the recorded one, "full" always. Tokenizer files may be
+    missing: token ids still run. Raises EngineError.
+    """
+    for name, record in manifest.files.items():
+        path = inside(engine, name, f"engine.json: files: {name!r}")
+        if name.startswith(f"{TOKENIZER_FOLDER}/") and not path.exists():
+            continue
+        status = _stat(path)
+        _expect(f"{path}: size in bytes", record.size, status.st_size)
+        if verify == "full" or status.st_mtime_ns != record.mtime_ns:
+            _check_digest(path, record)
+
+
+def read_graph(engine: Path, name: str, manifest: Manifest) -> bytes:
+    """The bytes of a graph, after their digest was checked. Raises EngineError."""
+    if name not in manifest.graphs:
+        raise EngineError(f"{engine}/engine.json: graphs", expected=repr(name), got="none", fix=REBUILD)
+    record = manifest.graphs[name]
+    path = inside(engine, record.file, f"engine.json: graphs.{name}.file")
+    _expect(f"{path}: size in bytes", record.size, _stat(path).st_size)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
+    _expect(f"{path}: sha256", record.sha256, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def check_weights(manifest: Manifest) -> None:
+    """Checks each row of the weight table against itself and against the size of its file. Raises EngineError."""
+    seen = set()
+    for entry in manifest.weights:
+        where = f"engine.json: weight {entry.name!r}"
+        if entry.name in seen:
+            raise EngineError(where, expected="each name once", got="a second one", fix=REBUILD)
+        seen.add(entry.name)
+        if entry.dtype not in NUMPY:
+            raise EngineError(f"{where}: dtype", expected=" ".join(NUMPY), got=repr(entry.dtype), fix=REBUILD)
+        _expect(f"{where}: nbytes", math.prod(entry.shape) * itemsize(entry.dtype), entry.nbytes)
+        size = _recorded_size(manifest, entry, where)
+        if entry.offset + entry.nbytes > size:
+            raise EngineError(
+                where, expected=f"bytes within the {size} of {entry.file}",
+                got=f"{entry.offset} to {entry.offset + entry.nbytes}", fix=REBUILD,
+            )  # fmt: skip
+
+
+def check_references(manifest: Manifest) -> None:
+    """Checks that the checkpoint files which weights refer to are as they were at build time. Raises EngineError.
+
+    Size, header and modification time are compared; weight bytes are not read, however large the model is.
+    """
+    referenced = {entry.file for entry in manifest.weights if entry.location == "checkpoint"}
+    checkpoint = manifest.checkpoint
+    if referenced and not Path(checkpoint.path).is_dir():
+        raise EngineError(
+            f"checkpoint {checkpoint.path}", expected="the folder that the engine was built from", got="none",
+            fix=_REBUILD_OR_RESTORE,
+        )  # fmt: skip
+    for name in sorted(referenced):
+        _check_shard(checkpoint, name)
+
+
+def _recorded_size(manifest: Manifest, entry: WeightEntry, where: str) -> int:
+    """Size of the entry's file by the manifest; a file that the manifest does not vouch for is refused."""
+    table: dict[str, FileRecord] | dict[str, ShardRecord] = (
+        manifest.files if entry.location == "engine" else manifest.checkpoint.files
+    )
+    if entry.file not in table:
+        raise EngineError(f"{where}: file", expected="a file of the manifest", got=repr(entry.file), fix=REBUILD)
+    return table[entry.file].size
+
+
+def _check_shard(checkpoint: CheckpointRecord, name: str) -> None:
+    if not is_plain_relative(name):
+        raise EngineError("engine.json: checkpoint", expected="file names inside the checkpoint", got=repr(name))
+    path, record = Path(checkpoint.path) / name, checkpoint.files[name]
+    status = _stat(path, _REBUILD_OR_RESTORE)
+    _expect(f"{path}: size in bytes", record.size, status.st_size, _REBUILD_OR_RESTORE)
+    _expect(f"{path}: sha256 of the header", record.header_sha256, _header_digest(path), _REBUILD_OR_RESTORE)
+    # whole seconds, as archives and container images keep no more
+    if name in checkpoint.mtimes_ns and checkpoint.mtimes_ns[name] // _SECOND != status.st_mtime_ns // _SECOND:
+        raise EngineError(
+            str(path), expected="the file as it was when the engine was built", got="one modified since then",
+            fix=_REBUILD_OR_RESTORE,
+        )  # fmt: skip
+
+
+def _header_digest(path: Path) -> str:
+    """As `Checkpoint.fingerprint`: sha256 of the length field and the JSON of a safetensors file."""
+    try:
+        with path.open("rb") as file:
+            field = file.read(8)
+            length = int.from_bytes(field, "little")
+            return hashlib.sha256(field + file.read(min(length, MAX_HEADER_BYTES))).hexdigest()
+    except OSError as error:
+        raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
+
+
+def _check_digest(path: Path, record: FileRecord) -> None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
+    _expect(f"{path}: sha256", record.sha256, digest.hexdigest())
+
+
+def _stat(path: Path, fix: str = REBUILD) -> os.stat_result:
+    """Raises EngineError unless `path` is a regular file: reading a pipe or a device would not end."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise EngineError(str(path), expected="a file", got=error.strerror or str(error), fix=fix) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise EngineError(str(path), expected="a regular file", got="something else", fix=fix)
+    return status
+
+
+def _expect(what: str, expected: object, got: object, fix: str = REBUILD) -> None:
+    if expected != got:
+        raise EngineError(what, expected=str(expected), got=str(got), fix=f"The file was altered or damaged. {fix}")

@@ -1,0 +1,187 @@
+"""Writes an engine directory: streaming, all or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.dtypes import NUMPY
+from dsv3export.engine.file_writer import write_file
+from dsv3export.engine.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, WeightEntry
+from dsv3export.engine.plan import PlannedWeight, Shard, layout_shards
+from dsv3export.engine.resources import require_free_disk, resource_errors
+from dsv3export.engine.staging import Staging
+from dsv3export.engine.tokenizer_files import read_carried_files
+from dsv3export.errors import EngineError, InternalError
+from dsv3export.progress import NoProgress, Progress
+
+BY_REFERENCE = "weights/BY_REFERENCE"
+_BY_REFERENCE_TEXT = (
+    b"The graph names this file as the location of its weights. The weights themselves are bound when the engine is\n"
+    b"loaded: the table in engine.json says which file of the engine or of the checkpoint holds each of them.\n"
+)
+_CHUNK = 16 << 20
+
+Produce = Callable[[PlannedWeight], "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]
+
+
+class EngineWriter:
+    """Builds an engine in `<out>.partial` and renames it to `out` in `finish`; otherwise leaves nothing behind.
+
+    Args:
+        out: The engine directory to be. With `force` an engine that is there already is replaced.
+        checkpoint: What the engine is built from; needed for weights that stay there. `out` may neither lie in its
+            folder nor hold it.
+
+    Raises:
+        EngineError: The target may not be written, or another build is writing it.
+        ResourceError: The disk is full or read-only, a file grows too large, ...
+    """
+
+    def __init__(self, out: Path, force: bool = False, checkpoint: Checkpoint | None = None) -> None:
+        self._out, self._force = out, force
+        self._checkpoint = checkpoint
+        self._staging: Staging | None = None
+        self._files: dict[str, FileRecord] = {}
+
+    def __enter__(self) -> EngineWriter:
+        if self._checkpoint is not None:
+            _check_apart(self._out, self._checkpoint.path)
+        self._staging = Staging(self._out, self._force)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._staging is not None:
+            self._staging.discard()
+            self._staging = None
+
+    def write_file(self, name: str, data: bytes) -> GraphRecord:
+        """Writes a whole file; `name` is relative to the engine. Returns its record for `Manifest.graphs`."""
+        record = self._write(name, [data])
+        return GraphRecord(name, record.sha256, record.size)
+
+    def write_weights(
+        self, plan: Sequence[PlannedWeight], produce: Produce, progress: Progress | None = None
+    ) -> list[WeightEntry]:
+        """Writes the weights that are not references, one at a time, as `produce` hands them out.
+
+        Args:
+            plan: All weights of the engine. May be called once.
+            produce: Gives the array of a planned weight, with its dtype and shape.
+
+        Returns:
+            The weight table, in the order of `plan`.
+        """
+        progress = progress or NoProgress()
+        shards = layout_shards([weight for weight in plan if weight.reference is None])
+        total = sum(shard.size for shard in shards)
+        require_free_disk(self._folder, total)
+        entries = self._references(plan)
+        progress.start("writing weights", total, "bytes")
+        for shard in shards:
+            self._write(shard.file, _shard_chunks(shard, produce, progress))
+            for weight, offset in shard.offsets():
+                entries[weight.name] = WeightEntry(
+                    weight.name, weight.dtype, weight.shape, "engine", shard.file, offset, weight.nbytes,
+                    weight.sources, weight.transform,
+                )  # fmt: skip
+        progress.finish()
+        return [entries[weight.name] for weight in plan]
+
+    def copy_tokenizer(self, checkpoint: Path) -> list[str]:
+        """Copies tokenizer, generation settings, licences and notices; returns the names in the engine."""
+        carried = read_carried_files(checkpoint)
+        for name, data in carried.items():
+            self._write(name, [data])
+        return list(carried)
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Writes engine.json last and puts the engine in its place. Returns the manifest as written."""
+        self._write(BY_REFERENCE, [_BY_REFERENCE_TEXT])
+        manifest = self._completed(manifest)
+        self._write(MANIFEST_NAME, [manifest.to_json().encode()])
+        if self._staging is None:
+            raise InternalError("the engine writer is not open")
+        self._staging.publish()
+        self._staging = None
+        return manifest
+
+    @property
+    def _folder(self) -> Path:
+        if self._staging is None:
+            raise InternalError("the engine writer is not open")
+        return self._staging.path
+
+    def _write(self, name: str, chunks: Sequence[bytes] | Iterator[bytes | memoryview]) -> FileRecord:
+        self._files[name] = write_file(self._folder / name, chunks)
+        return self._files[name]
+
+    def _references(self, plan: Sequence[PlannedWeight]) -> dict[str, WeightEntry]:
+        """The table rows of the weights that stay in the checkpoint, by name."""
+        # TensorInfo.file has its links resolved, the table wants the name inside the checkpoint's folder
+        shards = self._checkpoint.shards if self._checkpoint else {}
+        names = {header.file: name for name, header in shards.items()}
+        entries = {}
+        for weight in plan:
+            tensor = weight.reference
+            if tensor is None:
+                continue
+            if tensor.file not in names:
+                raise InternalError(f"{tensor.file}, which {weight.name} refers to, is no file of the checkpoint")
+            if (tensor.dtype, tensor.shape, tensor.nbytes) != (weight.dtype, weight.shape, weight.nbytes):
+                raise InternalError(f"{weight.name} refers to {tensor.name}, which has another dtype or shape")
+            entries[weight.name] = WeightEntry(
+                weight.name, weight.dtype, weight.shape, "checkpoint",
+                names[tensor.file], tensor.offset, weight.nbytes,
+                weight.sources, weight.transform,
+            )  # fmt: skip
+        return entries
+
+    def _completed(self, manifest: Manifest) -> Manifest:
+        """Fills in what only the writer knows, and checks that the manifest names only what is there."""
+        graphs = {graph.file for graph in manifest.graphs.values()}
+        owned = {weight.file for weight in manifest.weights if weight.location == "engine"}
+        if missing := (graphs | owned) - self._files.keys():
+            raise InternalError(f"the manifest names files that were not written: {sorted(missing)}")
+        checkpoint = manifest.checkpoint
+        referenced = {weight.file for weight in manifest.weights if weight.location == "checkpoint"}
+        if missing := referenced - checkpoint.files.keys():
+            raise InternalError(f"the fingerprint lacks files that weights refer to: {sorted(missing)}")
+        folder = Path(checkpoint.path)
+        with resource_errors(folder):
+            mtimes = {name: os.stat(folder / name).st_mtime_ns for name in sorted(referenced)}
+        files = {name: record for name, record in self._files.items() if name not in graphs}
+        return replace(manifest, files=files, checkpoint=replace(checkpoint, mtimes_ns=mtimes))
+
+
+def _shard_chunks(shard: Shard, produce: Produce, progress: Progress) -> Iterator[bytes | memoryview]:
+    yield shard.header
+    progress.advance(len(shard.header))
+    for weight in shard.weights:
+        array = produce(weight)
+        if array.shape != weight.shape or array.dtype != NUMPY[weight.dtype]:
+            raise InternalError(
+                f"{weight.name} was planned as {weight.dtype} {weight.shape}, made as {array.dtype} {array.shape}"
+            )
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        for start in range(0, len(data), _CHUNK):
+            chunk = data[start : start + _CHUNK]
+            yield chunk
+            progress.advance(len(chunk))
+
+
+def _check_apart(out: Path, checkpoint: Path) -> None:
+    """Raises EngineError when one of the two folders lies in the other."""
+    target, source = Path(os.path.realpath(out)), checkpoint.resolve()
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        raise EngineError(
+            f"output {out}", expected=f"a folder apart from the checkpoint {checkpoint}", fix="Choose another output."
+        )

@@ -1,0 +1,1 @@
+"""Runs an engine: session, latent cache, sampling, text. Imports neither torch nor onnx."""

@@ -1,0 +1,240 @@
+"""The public face: load an engine, compute logits, generate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast, overload
+
+import numpy as np
+
+from dsv3export.engine.reader import EngineFiles
+from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
+from dsv3export.engine.typed_json import read_json
+from dsv3export.errors import BackendError, InternalError, RequestError, TokenizerError
+from dsv3export.runtime.detokenize import Detokenizer
+from dsv3export.runtime.generation import (
+    PREFILL_CHUNK,
+    GenerationResult,
+    Piece,
+    Request,
+    prompt_logits,
+    run_requests,
+)
+from dsv3export.runtime.requests import Limits, stop_strings
+from dsv3export.runtime.sampling import Sampler, SamplingParams
+from dsv3export.runtime.session import Logits, Session
+from dsv3export.runtime.stopping import StopStrings
+from dsv3export.runtime.text_stream import TextStream
+from dsv3export.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from dsv3export.config import ModelConfig
+
+TokenIds = Sequence[int] | np.ndarray[tuple[int, ...], np.dtype[np.integer]]
+Prompt = str | TokenIds
+Batch = list[str] | Sequence[TokenIds]
+
+_MAX_SETTINGS_BYTES = 1 << 20
+
+
+class Engine:
+    """A loaded engine. Make one with `Engine.load`.
+
+    Args:
+        files: The engine directory.
+        session: The backend that runs it.
+        max_batch: How many prompts are generated for at the same time; more wait for a free slot.
+        capacity: Upper limit on prompt + new tokens; None takes the model's max_position_embeddings.
+        prefill_chunk: How many tokens of a prompt are computed at once; bounds the memory of long prompts.
+    """
+
+    def __init__(
+        self,
+        files: EngineFiles,
+        session: Session,
+        max_batch: int = 16,
+        capacity: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        _require_positive(max_batch=max_batch, capacity=capacity, prefill_chunk=prefill_chunk)
+        self._files, self._session = files, session
+        self._max_batch, self._prefill_chunk = max_batch, prefill_chunk
+        context = files.config.max_position_embeddings
+        if capacity is not None and capacity < context:
+            self._limits = Limits(session.vocab_size, capacity, "the capacity asked for")
+        else:
+            self._limits = Limits(session.vocab_size, context, "the model's max_position_embeddings")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        threads: int | None = None,
+        *,
+        verify: Literal["auto", "full"] = "auto",
+        max_batch: int = 16,
+        capacity: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> Engine:
+        """Opens and checks an engine directory and loads it into its backend.
+
+        Args:
+            path: The directory that `dsv3export build` wrote.
+            threads: Compute threads; None takes the physical cores that this process may use.
+            verify: "full" hashes every weights file, "auto" only those whose modification time has changed.
+
+        Raises:
+            EngineError: The engine is missing, damaged, altered or of another format version.
+            BackendError: Its backend is not installed or refuses it.
+        """
+        _require_positive(threads=threads)
+        files = EngineFiles.open(Path(path), verify)
+        session = _open_session(files, threads)
+        return cls(files, session, max_batch, capacity, prefill_chunk)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._files.config
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The engine's tokenizer; None if it was built from a checkpoint without one. Raises TokenizerError."""
+        folder = self._files.path / TOKENIZER_FOLDER
+        carried = f"{TOKENIZER_FOLDER}/tokenizer.json" in self._files.manifest.files
+        return Tokenizer.from_directory(folder) if carried else None
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens that end a sequence, by config.json and generation_config.json."""
+        path = self._files.path / TOKENIZER_FOLDER / "generation_config.json"
+        ids = set(self.config.eos_token_ids)
+        if path.exists():
+            setting = read_json(path, _MAX_SETTINGS_BYTES).mapping().get("eos_token_id")
+            if setting is not None and setting.value is not None:
+                values = setting.array() if isinstance(setting.value, list) else [setting]
+                ids.update(value.integer() for value in values)
+        return frozenset(ids)
+
+    def logits(self, token_ids: TokenIds) -> Logits:
+        """Logits after every token of a sequence, float32[len(token_ids), vocab]. Raises RequestError."""
+        ids = self._limits.check_ids(token_ids)
+        self._limits.check_length(len(ids), 0)
+        return prompt_logits(self._session, ids, self._prefill_chunk)
+
+    @overload
+    def generate(
+        self, prompt: str | TokenIds, max_new_tokens: int | None = None, *,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None,
+        stop: str | Sequence[str] | None = None, ignore_eos: bool = False,
+    ) -> GenerationResult: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: Batch, max_new_tokens: int | None = None, *,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None,
+        stop: str | Sequence[str] | None = None, ignore_eos: bool = False,
+    ) -> list[GenerationResult]: ...  # fmt: skip
+
+    def generate(
+        self, prompt: str | TokenIds | Batch, max_new_tokens: int | None = None, *,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None,
+        stop: str | Sequence[str] | None = None, ignore_eos: bool = False,
+    ) -> GenerationResult | list[GenerationResult]:  # fmt: skip
+        """Continues a prompt, or each prompt of a list (of any lengths) as if it were alone.
+
+        Args:
+            prompt: Text, token ids, or a list of either.
+            max_new_tokens: Tokens to generate at most; None takes 128, or fewer where the context ends before.
+            temperature, top_k, top_p, min_p, seed: See `SamplingParams`; the default is greedy. With a seed the
+                result depends on the seed, the prompt and its place in the list only.
+            stop: Strings that end the text; they are not part of it.
+            ignore_eos: Go on after an end-of-sequence token.
+
+        Raises:
+            RequestError: Something asked for is out of range.
+            TokenizerError: The prompt is text and the engine has no tokenizer.
+        """
+        params = SamplingParams(temperature, top_k, top_p, min_p, seed)
+        batch, prompts = _prompts(prompt)
+        requests = [
+            self._request(one, index, max_new_tokens, params, stop, ignore_eos) for index, one in enumerate(prompts)
+        ]
+        pieces: list[list[Piece]] = [[] for _ in requests]
+        for index, piece in run_requests(self._session, requests, self._max_batch, self._prefill_chunk):
+            pieces[index].append(piece)
+        results = [_joined(request, parts) for request, parts in zip(requests, pieces, strict=True)]
+        return results if batch else results[0]
+
+    def stream(
+        self, prompt: str | TokenIds, max_new_tokens: int | None = None, *,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None,
+        stop: str | Sequence[str] | None = None, ignore_eos: bool = False,
+    ) -> Iterator[Piece]:  # fmt: skip
+        """As `generate` for one prompt, but hands out each token and its text as it comes.
+
+        The request is checked at once, not at the first piece. The last piece has a `finish_reason`.
+        """
+        params = SamplingParams(temperature, top_k, top_p, min_p, seed)
+        request = self._request(prompt, 0, max_new_tokens, params, stop, ignore_eos)
+        steps = run_requests(self._session, [request], 1, self._prefill_chunk)
+        return (piece for _, piece in steps)
+
+    def _request(
+        self, prompt: Prompt, index: int, max_new_tokens: int | None, params: SamplingParams,
+        stop: str | Sequence[str] | None, ignore_eos: bool,
+    ) -> Request:  # fmt: skip
+        tokenizer = self.tokenizer
+        ids = self._limits.check_ids(self._encode(prompt))
+        text = TextStream(Detokenizer(tokenizer) if tokenizer else None, StopStrings(stop_strings(stop, tokenizer)))
+        return Request(
+            prompt=ids,
+            max_new_tokens=self._limits.new_tokens(len(ids), max_new_tokens),
+            sampler=Sampler(params, index),
+            text=text,
+            eos_ids=frozenset() if ignore_eos else self.eos_ids,
+        )
+
+    def _encode(self, prompt: Prompt) -> TokenIds:
+        if not isinstance(prompt, str):
+            return prompt
+        if self.tokenizer is None:
+            raise TokenizerError(
+                f"engine {self._files.path}", expected="a tokenizer, as the prompt is text", got="none",
+                fix="Give token ids, or put tokenizer.json into the checkpoint and rebuild the engine.",
+            )  # fmt: skip
+        return self.tokenizer.encode(prompt)
+
+
+def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:
+    """Whether this is a list of prompts, and the prompts. A list of numbers, or an empty one, is a single prompt."""
+    if isinstance(prompt, str) or len(prompt) == 0 or not hasattr(prompt[0], "__len__"):
+        return False, [cast("Prompt", prompt)]
+    return True, cast("list[Prompt]", list(prompt))
+
+
+def _joined(request: Request, pieces: list[Piece]) -> GenerationResult:
+    reason = pieces[-1].finish_reason
+    if reason is None:
+        raise InternalError("a request ended without a reason")
+    token_ids = [token for piece in pieces for token in piece.token_ids]
+    return GenerationResult(token_ids, "".join(piece.text for piece in pieces), reason, request.prompt)
+
+
+def _open_session(files: EngineFiles, threads: int | None) -> Session:
+    """Raises BackendError for a backend that this runtime cannot run."""
+    name = files.manifest.backend.name
+    if name != "onnxruntime":
+        raise BackendError(f"engine {files.path}: backend", expected="onnxruntime", got=repr(name))
+    # imported here so that a missing backend package is reported only when it is needed
+    from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
+
+    return OnnxRuntimeSession(files, threads)
+
+
+def _require_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise RequestError(name, expected="at least 1", got=str(value))

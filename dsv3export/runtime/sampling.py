@@ -1,0 +1,121 @@
+"""Chooses the next token from a row of logits.
+
+The order is: temperature, top-k, top-p, min-p, draw; each step sees only what the one before it kept. Temperature 0
+is greedy: the largest logit, the lowest token id among equals. Equal logits are ranked by token id everywhere, so
+that a result never depends on how a sort breaks ties.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsv3export.errors import BackendError, RequestError
+from dsv3export.runtime.session import IntArray, Logits
+
+Probabilities = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens.
+
+    Args:
+        temperature: Divides the logits; 0 is greedy.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set of most likely tokens whose probability reaches top_p; 1 keeps all.
+        min_p: Keep tokens at least min_p times as likely as the likeliest; 0 keeps all.
+        seed: 0 .. 2^64-1; None draws one from the operating system.
+
+    Raises:
+        RequestError: A value is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", ">= 0", self.temperature)
+        _require(self.top_k >= 0, "top_k", ">= 0", self.top_k)
+        _require(0 < self.top_p <= 1, "top_p", "> 0 and <= 1", self.top_p)
+        _require(0 <= self.min_p <= 1, "min_p", ">= 0 and <= 1", self.min_p)
+        _require(self.seed is None or 0 <= self.seed < 2**64, "seed", ">= 0 and < 2^64", self.seed)
+
+
+def _require(holds: bool, name: str, expected: str, got: object) -> None:
+    if not holds:
+        raise RequestError(name, expected=expected, got=str(got))
+
+
+class Sampler:
+    """Draws the tokens of one request.
+
+    Its random numbers depend on the seed and the request's index alone, so that a result is the same whatever else
+    is in the batch.
+    """
+
+    def __init__(self, params: SamplingParams, request_index: int = 0) -> None:
+        self.params = params
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        key = np.array([seed, request_index], np.uint64)
+        self._random = np.random.Generator(np.random.Philox(key=key))
+
+    def sample(self, logits: Logits) -> int:
+        """The next token id for float32[vocab] logits. Raises BackendError for logits that are no numbers."""
+        require_finite(logits)
+        if self.params.temperature == 0:
+            return int(np.argmax(logits))
+        tokens, probabilities = candidates(logits, self.params)
+        cumulative = np.cumsum(probabilities)
+        position = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
+        return int(tokens[min(int(position), len(tokens) - 1)])
+
+
+def require_finite(logits: Logits) -> None:
+    """Raises BackendError for NaN, +inf, or nothing but -inf; a single -inf is a token that is never chosen."""
+    best = logits.max()  # NaN if any logit is
+    if not np.isfinite(best):
+        token = int(np.argmax(np.isnan(logits))) if np.isnan(best) else int(np.argmax(logits))
+        raise BackendError(
+            "the logits of this step",
+            expected="finite numbers",
+            got=f"{logits[token]} for token {token}",
+            fix="The weights of the checkpoint or the engine are probably damaged.",
+        )
+
+
+def candidates(logits: Logits, params: SamplingParams) -> tuple[IntArray, Probabilities]:
+    """The tokens that may be drawn, likeliest first, and their probabilities, which sum to 1.
+
+    `params.temperature` must not be 0; `logits` must have passed `require_finite`.
+    """
+    tokens = _ranked(logits, params.top_k)
+    # in float64 and from the maximum down, so that a tiny temperature gives exp(-inf) = 0 and never inf - inf
+    scaled = (logits[tokens].astype(np.float64) - float(logits[tokens[0]])) / params.temperature
+    probabilities = np.exp(scaled)
+    probabilities /= probabilities.sum()
+    if params.top_p < 1:
+        kept = int(np.searchsorted(np.cumsum(probabilities), params.top_p, side="left")) + 1
+        tokens, probabilities = tokens[:kept], probabilities[:kept]
+    if params.min_p > 0:
+        kept = int(np.count_nonzero(probabilities >= params.min_p * probabilities[0]))
+        tokens, probabilities = tokens[:kept], probabilities[:kept]
+    return tokens, probabilities / probabilities.sum()
+
+
+def _ranked(logits: Logits, top_k: int) -> IntArray:
+    """The ids of the top_k largest logits (0: all), largest first, equals by id."""
+    if 0 < top_k < len(logits):
+        threshold = np.partition(logits, len(logits) - top_k)[len(logits) - top_k]
+        above = np.flatnonzero(logits > threshold)
+        equal = np.flatnonzero(logits == threshold)[: top_k - len(above)]
+        tokens = np.sort(np.concatenate([above, equal]))
+    else:
+        tokens = np.arange(len(logits))
+    return tokens[np.argsort(-logits[tokens], kind="stable")]

@@ -1,0 +1,153 @@
+"""Checkpoint -> engine: the whole pipeline on a page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.config import ModelConfig
+from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, Manifest, WeightEntry
+from dsv3export.engine.plan import PlannedWeight
+from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
+from dsv3export.errors import BackendError
+from dsv3export.graphs.lower.onnxruntime import lower, serialize
+from dsv3export.graphs.lower.onnxruntime.serialize import Location
+from dsv3export.graphs.opset import OPSET
+from dsv3export.graphs.packing import AS_STORED, PACKINGS, PackedWeight
+from dsv3export.graphs.spec import verify
+from dsv3export.graphs.trace import graph_for
+from dsv3export.graphs.weights import checkpoint_tensors, load_float32
+from dsv3export.progress import NoProgress, Progress
+
+BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+PRECISIONS = ("fp32", "bf16", "fp8", "int8", "int4")
+# A tensor below this size is copied even if it could be referenced: an engine should not depend on its checkpoint
+# for the sake of a few router biases.
+MIN_REFERENCE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made: the manifest, its size on disk in bytes, and how long it took in seconds."""
+
+    manifest: Manifest
+    engine_bytes: int
+    seconds: float
+
+
+def build_engine(
+    checkpoint_path: str | Path,
+    out: str | Path,
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    recipe: str | Path | None = None,
+    force: bool = False,
+    copy_weights: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build an engine directory from a checkpoint directory.
+
+    1. open      the checkpoint: config, index and every header are checked before anything else
+    2. trace     the reference into the graph, one function per layer kind, and verify it
+    3. lower     the dsv3 ops and the weight layouts to the backend
+    4. plan      which weights are written and which stay in the checkpoint
+    5. write     weights streaming, then the graph, tokenizer and manifest; the engine appears whole at the end
+
+    Args:
+        copy_weights: Copy also the weights that could stay in the checkpoint.
+        force: Replace an engine that exists at `out`.
+
+    Raises:
+        UserError: Bad input, a combination that cannot be built, a full disk; `out` is then as it was before.
+    """
+    started = time.monotonic()
+    _check_supported(backend, precision, recipe)
+    checkpoint = Checkpoint.open(Path(checkpoint_path))
+    traced = graph_for(checkpoint.config)
+    verify(traced)
+    model, weights = lower(traced, _embedding_dtype(checkpoint))
+    packed = {weight.name: weight for weight in weights}
+    plan = [_plan(weight, checkpoint, copy_weights) for weight in weights]
+
+    def produce(planned: PlannedWeight) -> NDArray[np.generic]:
+        return pack(packed[planned.name], checkpoint)
+
+    with EngineWriter(Path(out), force, checkpoint) as writer:
+        entries = writer.write_weights(plan, produce, progress or NoProgress())
+        graph = writer.write_file("graph/trunk.onnx", serialize(model, _locations(entries)))
+        writer.copy_tokenizer(checkpoint.path)
+        manifest = writer.finish(
+            Manifest(
+                producer=f"dsv3export {version('dsv3export')}",
+                model=checkpoint.config.raw,
+                recipe={"precision": precision},
+                backend=BackendRecord(backend, version("onnxruntime"), OPSET),
+                graphs={"trunk": graph},
+                checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
+                weights=tuple(entries),
+            )
+        )
+    size = graph.size + sum(record.size for record in manifest.files.values())
+    return BuildReport(manifest, size, time.monotonic() - started)
+
+
+def pack(weight: PackedWeight, checkpoint: Checkpoint) -> NDArray[np.generic]:
+    """The array of a packed weight."""
+    if weight.packing == AS_STORED:
+        return checkpoint.array(_stored_as(weight, checkpoint.config))
+    return PACKINGS[weight.packing]([load_float32(name, checkpoint) for name in weight.inputs])
+
+
+def _plan(weight: PackedWeight, checkpoint: Checkpoint, copy_weights: bool) -> PlannedWeight:
+    """Decide whether a weight is written or stays in the checkpoint, where it must lie byte for byte as needed."""
+    sources = tuple(name for each in weight.inputs for name in checkpoint_tensors(each, checkpoint.config))
+    planned = PlannedWeight(weight.name, weight.dtype, weight.shape, sources, weight.packing)
+    if copy_weights or len(sources) != 1 or planned.nbytes < MIN_REFERENCE_BYTES:
+        return planned
+    stored = checkpoint.tensors[sources[0]]
+    if stored.dtype != weight.dtype or stored.shape != weight.shape:
+        return planned
+    return PlannedWeight(weight.name, weight.dtype, weight.shape, sources, AS_STORED, stored)
+
+
+def _stored_as(weight: PackedWeight, config: ModelConfig) -> str:
+    (name,) = (source for each in weight.inputs for source in checkpoint_tensors(each, config))
+    return name
+
+
+def _embedding_dtype(checkpoint: Checkpoint) -> str:
+    return checkpoint.tensors["model.embed_tokens.weight"].dtype
+
+
+def _locations(entries: Sequence[WeightEntry]) -> Mapping[str, Location]:
+    """Where the graph says that its weights lie; what stays in the checkpoint is bound when the engine is loaded."""
+    return {
+        entry.name: Location(entry.file, entry.offset, entry.nbytes)
+        if entry.location == "engine"
+        else Location(BY_REFERENCE, 0, entry.nbytes)
+        for entry in entries
+    }
+
+
+def _check_supported(backend: str, precision: str, recipe: str | Path | None) -> None:
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r}", expected=f"one of {', '.join(BACKENDS)}")
+    if precision not in PRECISIONS:
+        raise BackendError(f"precision {precision!r}", expected=f"one of {', '.join(PRECISIONS)}")
+    if backend != "onnxruntime" or precision != "fp32":
+        raise BackendError(
+            f"backend {backend} at precision {precision}",
+            expected="onnxruntime at fp32, the one combination that this version builds",
+            fix="Use --backend onnxruntime --precision fp32.",
+        )
+    if recipe is not None:
+        raise BackendError(
+            f"recipe {recipe}", expected="no recipe", fix="This version builds fp32 only; leave --recipe out."
+        )

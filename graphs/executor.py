@@ -1,0 +1,122 @@
+"""The graph's executor in torch, float32: the oracle that every backend is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.config import ModelConfig
+from dsv3export.errors import RequestError
+from dsv3export.graphs.interpreter import Observer, run
+from dsv3export.graphs.trace import graph_for
+from dsv3export.graphs.weights import WeightCache
+from dsv3export.runtime.latent_cache import LatentCache
+
+DEFAULT_MAX_WEIGHT_BYTES = 4 << 30
+
+
+class Executor:
+    """Runs a checkpoint's graph; also a `Session`, so that the runtime's generation works on top of it.
+
+    Args:
+        checkpoint: The weights; read one layer at a time when they exceed `max_weight_bytes` as float32.
+        max_weight_bytes: How many bytes of float32 weights to keep in memory.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, max_weight_bytes: int = DEFAULT_MAX_WEIGHT_BYTES) -> None:
+        self.config: ModelConfig = checkpoint.config
+        self.cache_layers = self.config.num_hidden_layers
+        self.cache_width = self.config.latent_width
+        self.vocab_size = self.config.vocab_size
+        self._trunk = graph_for(self.config)
+        self._mtp = graph_for(self.config, "mtp") if self.config.num_nextn_predict_layers else None
+        self._weights = WeightCache(checkpoint, max_weight_bytes)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, max_weight_bytes: int = DEFAULT_MAX_WEIGHT_BYTES) -> Executor:
+        """Open and validate a checkpoint directory; raises ConfigError or CheckpointError."""
+        return cls(Checkpoint.open(Path(path)), max_weight_bytes)
+
+    def step(
+        self,
+        input_ids: NDArray[np.int64],
+        start: NDArray[np.int64],
+        cache: LatentCache,
+        slots: range,
+        logit_rows: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """One step over a contiguous range of slots; see `dsv3export.runtime.session.Session.step`."""
+        inputs = {
+            "input_ids": torch.from_numpy(input_ids),
+            "start": torch.from_numpy(start),
+            "logit_rows": torch.from_numpy(logit_rows),
+        }
+        caches = {
+            f"latent_cache.{i}": torch.from_numpy(cache.view(i, slots)) for i in range(self.cache_layers)
+        }
+        with torch.inference_mode():
+            outputs = run(self._trunk, inputs | caches, self._weights)
+        logits: NDArray[np.float32] = outputs["logits"].numpy()
+        return logits
+
+    def logits(self, token_ids: list[int]) -> NDArray[np.float32]:
+        """Logits after each token: float32 [len, vocab]."""
+        return self._whole(token_ids, None)["logits"].numpy()
+
+    def intermediates(self, token_ids: list[int]) -> dict[str, NDArray[np.generic]]:
+        """Every value that the graph computes for a sequence, by provenance name.
+
+        ``layers.3`` is the residual stream after layer 3, ``layers.3.mlp.gate.ids`` its router's choice,
+        ``embed_tokens``, ``norm`` and ``lm_head`` the ends. The latent caches come as computed: [1, len, W].
+        """
+        seen: dict[str, NDArray[np.generic]] = {}
+
+        def keep(name: str, value: torch.Tensor) -> None:
+            seen[name] = value.numpy().copy()
+
+        self._whole(token_ids, keep)
+        return seen
+
+    def draft_logits(self, token_ids: list[int]) -> NDArray[np.float32]:
+        """The MTP layer's drafts: row i is a guess for token i+2 from h_i and token i+1; float32 [len-1, vocab]."""
+        if self._mtp is None:
+            raise RequestError("draft_logits", expected="a model with num_nextn_predict_layers > 0", got="0")
+        count = len(token_ids) - 1
+        if count < 1:
+            raise RequestError("draft_logits", expected="at least 2 tokens", got=str(len(token_ids)))
+        final_hidden = self._whole(token_ids[:-1], None)["final_hidden"]
+        cache = torch.zeros(1, count, self.cache_width)
+        inputs = _sequence(token_ids[1:]) | {
+            "final_hidden": final_hidden,
+            f"latent_cache.{self.config.num_hidden_layers}": cache,
+        }
+        with torch.inference_mode():
+            drafts: NDArray[np.float32] = run(self._mtp, inputs, self._weights)["logits"].numpy()
+        return drafts
+
+    def _whole(self, token_ids: list[int], observe: Observer | None) -> dict[str, torch.Tensor]:
+        """Run a whole sequence through the trunk from an empty cache."""
+        self._check(token_ids)
+        shape = (1, len(token_ids), self.cache_width)
+        caches = {f"latent_cache.{i}": torch.zeros(shape) for i in range(self.cache_layers)}
+        with torch.inference_mode():
+            return run(self._trunk, _sequence(token_ids) | caches, self._weights, observe)
+
+    def _check(self, token_ids: list[int]) -> None:
+        if not token_ids:
+            raise RequestError("token ids", expected="at least one", got="none")
+        wrong = [token for token in token_ids if not 0 <= token < self.vocab_size]
+        if wrong:
+            raise RequestError("token ids", expected=f"0..{self.vocab_size - 1}", got=str(wrong[0]))
+
+
+def _sequence(token_ids: list[int]) -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": torch.tensor([token_ids]),
+        "start": torch.zeros(1, dtype=torch.int64),
+        "logit_rows": torch.arange(len(token_ids)),
+    }

@@ -1,0 +1,76 @@
+"""Runs a graph node by node in torch, and lets an observer see every value under its provenance name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import onnx_ir as ir
+from torch import Tensor
+
+from dsv3export.errors import InternalError
+from dsv3export.graphs.opset import KIND_DOMAIN
+from dsv3export.graphs.torch_kernels import KERNELS
+from dsv3export.plugins import DOMAIN, OPS
+
+Observer = Callable[[str, Tensor], None]
+
+
+class Weights(Protocol):
+    """Weights by graph name, loaded when asked for."""
+
+    def __getitem__(self, name: str) -> Tensor: ...
+
+
+def run(
+    model: ir.Model, inputs: Mapping[str, Tensor], weights: Weights, observe: Observer | None = None
+) -> dict[str, Tensor]:
+    """Run a model of layer-kind calls.
+
+    Args:
+        inputs: The run-time inputs by name; latent caches are updated in place.
+        weights: Asked for one call's weights at a time, so that a model larger than memory streams.
+        observe: Called with ("layers.3.mlp.experts", tensor) for every value that a node computes.
+
+    Returns:
+        The main graph's outputs by name.
+    """
+    values: dict[ir.Value, Tensor] = {
+        value: inputs[str(value.name)] for value in model.graph.inputs if str(value.name) in inputs
+    }
+    for node in model.graph:
+        function = model.functions[(KIND_DOMAIN, node.op_type, "")]
+        arguments = [
+            values[v] if v in values else weights[str(v.name)] for v in node.inputs if v is not None
+        ]
+        path = node.metadata_props["dsv3.path"]
+        results = _run_function(function, arguments, f"{path}." if path else "", observe)
+        values.update(zip(node.outputs, results, strict=True))
+        if observe is not None and path:
+            observe(path, results[0])
+    return {str(value.name): values[value] for value in model.graph.outputs}
+
+
+def _run_function(
+    function: ir.Function, arguments: Sequence[Tensor], prefix: str, observe: Observer | None
+) -> list[Tensor]:
+    values: dict[ir.Value, Tensor] = dict(zip(function.inputs, arguments, strict=True))
+    for node in function:
+        results = _run_node(node, [values[value] for value in node.inputs if value is not None])
+        values.update(zip(node.outputs, results, strict=True))
+        if observe is not None and node.op_type != "Constant":
+            for value, result in zip(node.outputs, results, strict=True):
+                observe(f"{prefix}{value.name}", result)
+    return [values[value] for value in function.outputs]
+
+
+def _run_node(node: ir.Node, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    attributes: dict[str, Any] = {attribute.name: attribute.value for attribute in node.attributes.values()}
+    if node.domain == DOMAIN:
+        op = OPS[node.op_type]
+        result = op.kernel(*inputs, *(attributes[a.name] for a in op.attributes))
+    elif node.op_type in KERNELS:
+        result = KERNELS[node.op_type](inputs, attributes)
+    else:
+        raise InternalError(f"the executor has no kernel for {node.domain or 'onnx'}::{node.op_type}")
+    return result if isinstance(result, tuple) else (result,)

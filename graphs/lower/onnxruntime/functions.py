@@ -1,0 +1,33 @@
+"""The functions that dsv3 nodes call in a lowered model, parsed from ONNX text, one per distinct text."""
+
+from __future__ import annotations
+
+import onnx.parser
+import onnx_ir as ir
+
+from dsv3export.graphs.opset import OPSET
+from dsv3export.plugins import DOMAIN, DOMAIN_VERSION
+
+ORT_DOMAIN = "com.microsoft"
+_HEADER = f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}, "{DOMAIN}": {DOMAIN_VERSION}, "{ORT_DOMAIN}": 1]>'
+
+
+class OpFunctions:
+    """Hands out function names for function texts; an op with two texts gets two functions."""
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, ir.Function] = {}
+        self._names: set[str] = set()
+
+    def name_for(self, op_name: str, text: str) -> str:
+        """The name of the function with this text, whose own name in the text is `op_name`."""
+        if text not in self._by_text:
+            name = op_name if op_name not in self._names else f"{op_name}_{len(self._by_text)}"
+            parsed = onnx.parser.parse_function(_HEADER + text)
+            parsed.name = name
+            self._by_text[text] = ir.from_proto(parsed)
+            self._names.add(name)
+        return self._by_text[text].name
+
+    def all(self) -> list[ir.Function]:
+        return list(self._by_text.values())

@@ -1,0 +1,130 @@
+"""dsv3::MlaAttention for ONNX Runtime: absorbed for decoding, decompressed for prefill, chosen by cost at run time."""
+
+from __future__ import annotations
+
+from dsv3export.plugins.registry import Attributes, Dims
+
+
+def function(dims: Dims, attributes: Attributes) -> str:
+    """ONNX text.
+
+    Both forms share w_uk [H, Dn, Dc] and w_uv [H, Dc, Dv] (split off kv_b once, when the session folds constants) and
+    the cache sliced to the longest length T. Multiplications per head and slot, S queries over T cached tokens:
+
+        absorbed      S*T*(2*Dc + Dr) + S*Dc*(Dn + Dv)
+        decompressed  S*T*(Dn + Dr + Dv) + T*Dc*(Dn + Dv)
+
+    so decompressing pays iff S*T*(2*Dc - Dn - Dv) + (S - T)*Dc*(Dn + Dv) > 0.
+    """
+    heads, nope, rope, latent = dims["H"], dims["Dn"], dims["Dr"], dims["Dc"]
+    value = dims["H*(Dn+Dv)"] // heads - nope
+    scale = repr(attributes["scale"])
+    return f"""
+MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    two = Constant <value_ints = [2]> ()
+    zero_scalar = Constant <value_int = 0> ()
+    one_scalar = Constant <value_int = 1> ()
+
+    latest = ReduceMax <keepdims = 1> (start)
+    queries = Shape <start = 1, end = 2> (q_nope)
+    longest = Add (latest, queries)
+    latent = Slice (cache, zero, longest, one)
+
+    queries_scalar = Squeeze (queries, zero)
+    longest_scalar = Squeeze (longest, zero)
+    rows = Range (zero_scalar, longest_scalar, one_scalar)
+    steps = Range (zero_scalar, queries_scalar, one_scalar)
+    start_column = Unsqueeze (start, one)
+    last = Add (start_column, steps)
+    last_column = Unsqueeze (last, two)
+    hidden = Less (last_column, rows)
+    minus_infinity = Constant <value_float = -inf> ()
+    nothing = Constant <value_float = 0.0> ()
+    mask = Where (hidden, minus_infinity, nothing)
+
+    per_head_shape = Constant <value_ints = [{heads}, {nope + value}, {latent}]> ()
+    per_head = Reshape (kv_b, per_head_shape)
+    widths = Constant <value_ints = [{nope}, {value}]> ()
+    w_uk, w_uv_rows = Split <axis = 1> (per_head, widths)
+    w_uv = Transpose <perm = [0, 2, 1]> (w_uv_rows)
+
+    per_pair = Constant <value_int = {2 * latent - nope - value}> ()
+    per_token = Constant <value_int = {latent * (nope + value)}> ()
+    pairs = Mul (queries_scalar, longest_scalar)
+    saved_pairs = Mul (pairs, per_pair)
+    cached = Sub (queries_scalar, longest_scalar)
+    saved_tokens = Mul (cached, per_token)
+    saved = Add (saved_pairs, saved_tokens)
+    decompress = Greater (saved, zero_scalar)
+    out = If (decompress) <
+        then_branch = decompressed () => (float[batch, queries, {heads * value}] out_decompressed) {{
+{_decompressed(heads, latent, rope, value, scale)}
+        }},
+        else_branch = absorbed () => (float[batch, queries, {heads * value}] out_absorbed) {{
+{_absorbed(heads, nope, rope, latent, value, scale)}
+        }}
+    >
+}}
+"""
+
+
+def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str) -> str:
+    return f"""
+            latent_widths = Constant <value_ints = [{latent}, {rope}]> ()
+            kv_c, k_pe = Split <axis = 2> (latent, latent_widths)
+            kv_c_each = Unsqueeze (kv_c, one)
+            k_pe_each = Unsqueeze (k_pe, one)
+            k_nope = com.microsoft.FusedMatMul <transB = 1> (kv_c_each, w_uk)
+            values = MatMul (kv_c_each, w_uv)
+            q_nope_heads = Transpose <perm = [0, 2, 1, 3]> (q_nope)
+            q_pe_heads = Transpose <perm = [0, 2, 1, 3]> (q_pe)
+            nope_scores = com.microsoft.FusedMatMul <transB = 1, alpha = {scale}> (q_nope_heads, k_nope)
+            pe_scores = com.microsoft.FusedMatMul <transB = 1, alpha = {scale}> (q_pe_heads, k_pe_each)
+            scores = Add (nope_scores, pe_scores)
+            mask_heads = Unsqueeze (mask, one)
+            masked = Add (scores, mask_heads)
+            weights = Softmax <axis = -1> (masked)
+            per_head_out = MatMul (weights, values)
+            per_token_out = Transpose <perm = [0, 2, 1, 3]> (per_head_out)
+            joined = Constant <value_ints = [0, 0, {heads * value}]> ()
+            out_decompressed = Reshape (per_token_out, joined)"""
+
+
+def _absorbed(heads: int, nope: int, rope: int, latent: int, value: int, scale: str) -> str:
+    width = latent + rope
+    return f"""
+            tokens_shape = Constant <value_ints = [-1, {heads}, {nope}]> ()
+            q_tokens = Reshape (q_nope, tokens_shape)
+            q_heads = Transpose <perm = [1, 0, 2]> (q_tokens)
+            q_absorbed_heads = MatMul (q_heads, w_uk)
+            q_absorbed = Transpose <perm = [1, 0, 2]> (q_absorbed_heads)
+            pe_shape = Constant <value_ints = [-1, {heads}, {rope}]> ()
+            q_pe_tokens = Reshape (q_pe, pe_shape)
+            query_tokens = Concat <axis = -1> (q_absorbed, q_pe_tokens)
+            batch = Shape <start = 0, end = 1> (q_nope)
+            rows_width = Constant <value_ints = [-1, {width}]> ()
+            query_shape = Concat <axis = 0> (batch, rows_width)
+            query = Reshape (query_tokens, query_shape)
+            scores = com.microsoft.FusedMatMul <transB = 1, alpha = {scale}> (query, latent)
+            heads_shape = Constant <value_ints = [{heads}, -1]> ()
+            scores_shape = Concat <axis = 0> (batch, queries, heads_shape)
+            scores_heads = Reshape (scores, scores_shape)
+            mask_heads = Unsqueeze (mask, two)
+            masked = Add (scores_heads, mask_heads)
+            weights_heads = Softmax <axis = -1> (masked)
+            flat_rows = Constant <value_ints = [-1]> ()
+            flat_shape = Concat <axis = 0> (batch, flat_rows, longest)
+            weights = Reshape (weights_heads, flat_shape)
+            mixed_width = MatMul (weights, latent)
+            latent_end = Constant <value_ints = [{latent}]> ()
+            mixed = Slice (mixed_width, zero, latent_end, two)
+            mixed_shape = Constant <value_ints = [-1, {heads}, {latent}]> ()
+            mixed_tokens = Reshape (mixed, mixed_shape)
+            mixed_heads = Transpose <perm = [1, 0, 2]> (mixed_tokens)
+            out_heads = MatMul (mixed_heads, w_uv)
+            out_tokens = Transpose <perm = [1, 0, 2]> (out_heads)
+            out_width = Constant <value_ints = [{heads * value}]> ()
+            out_shape = Concat <axis = 0> (batch, queries, out_width)
+            out_absorbed = Reshape (out_tokens, out_shape)"""

@@ -1,0 +1,28 @@
+"""Small helpers on graph values."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+_ROLE = "dsv3.role"
+
+
+def like(value: ir.Value, name: str | None = None) -> ir.Value:
+    """A new value of the same dtype, shape and role."""
+    # A type is mutable and would be shared; of a value without one, the copy has none either.
+    dtype = None if value.dtype is None else ir.TensorType(value.dtype)
+    shape = None if value.shape is None else value.shape.copy()
+    copy = ir.Value(name=name or value.name, type=dtype, shape=shape)
+    copy.metadata_props.update(value.metadata_props)
+    return copy
+
+
+def mark_weight(value: ir.Value) -> ir.Value:
+    """Declare an input to be a weight, not a run-time argument."""
+    value.metadata_props[_ROLE] = "weight"
+    return value
+
+
+def is_weight(value: ir.Value) -> bool:
+    """Whether an input of a graph or function is a weight."""
+    return value.metadata_props.get(_ROLE) == "weight"

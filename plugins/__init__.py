@@ -1,0 +1,20 @@
+"""The dsv3 ops, one folder each: schema, torch custom op, ONNX function body, and (per backend) kernels and plugins.
+
+`OPS` maps the ONNX op type in the domain ``dsv3`` to its `Op`. Adding an op is adding a folder and a line here.
+"""
+
+from __future__ import annotations
+
+if __name__ != "dsv3export.plugins":
+    raise ImportError(f"import this package as 'dsv3export.plugins', not as {__name__!r}")
+
+from dsv3export.plugins.latent_append.op import LATENT_APPEND
+from dsv3export.plugins.linear.op import LINEAR
+from dsv3export.plugins.mla_attention.op import MLA_ATTENTION
+from dsv3export.plugins.moe_experts.op import MOE_EXPERTS
+from dsv3export.plugins.moe_route.op import MOE_ROUTE
+from dsv3export.plugins.registry import DOMAIN, DOMAIN_VERSION, Op, by_name
+
+OPS = by_name([LINEAR, LATENT_APPEND, MLA_ATTENTION, MOE_ROUTE, MOE_EXPERTS])
+
+__all__ = ["DOMAIN", "DOMAIN_VERSION", "OPS", "Op"]

@@ -1,0 +1,79 @@
+"""dsv3::MoEExperts: the routed experts' SwiGLU MLPs, weighted and summed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from dsv3export.plugins.registry import Attributes, Dims, Op, Port
+
+
+@torch.library.custom_op("dsv3::moe_experts", mutates_args=())
+def moe_experts(x: Tensor, ids: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """y[t] = sum over j of weights[t, j] * down_e @ (silu(gate_e @ x[t]) * (up_e @ x[t])), e = ids[t, j].
+
+    Args:
+        x: [T, D] float.
+        ids: [T, k] int64, distinct within a row.
+        weights: [T, k] float32.
+        gate, up: [E, I, D].
+        down: [E, D, I].
+
+    Returns:
+        [T, D].
+    """
+    out = torch.zeros_like(x)
+    for expert in ids.unique().tolist():
+        token, choice = torch.where(ids == expert)
+        hidden = silu(x[token] @ gate[expert].T) * (x[token] @ up[expert].T)
+        out.index_add_(0, token, hidden @ down[expert].T * weights[token, choice, None])
+    return out
+
+
+@moe_experts.register_fake
+def _(x: Tensor, ids: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+# Gathers the chosen experts' weights per token: right on any ONNX Runtime, and only for small T to be recommended.
+def function(dims: Dims, attributes: Attributes) -> str:
+    return """
+MoEExperts (x, ids, weights, gate, up, down) => (y) {
+    column = Constant <value_ints = [-1]> ()
+    one = Constant <value_ints = [1]> ()
+    x_rows = Unsqueeze (x, one)
+    x_column = Unsqueeze (x_rows, column)
+    gate_chosen = Gather <axis = 0> (gate, ids)
+    up_chosen = Gather <axis = 0> (up, ids)
+    down_chosen = Gather <axis = 0> (down, ids)
+    gated = MatMul (gate_chosen, x_column)
+    linear = MatMul (up_chosen, x_column)
+    sigmoid = Sigmoid (gated)
+    swish = Mul (gated, sigmoid)
+    hidden = Mul (swish, linear)
+    each_column = MatMul (down_chosen, hidden)
+    each = Squeeze (each_column, column)
+    weights_column = Unsqueeze (weights, column)
+    weighted = Mul (each, weights_column)
+    y = ReduceSum <keepdims = 0> (weighted, one)
+}
+"""
+
+MOE_EXPERTS = Op(
+    name="MoEExperts",
+    torch_name="dsv3::moe_experts",
+    doc="The routed experts of DeepSeekMoE: SwiGLU MLPs of the chosen experts, weighted and summed.",
+    inputs=(
+        Port("x", ("float",), ("T", "D")),
+        Port("ids", ("int64",), ("T", "k")),
+        Port("weights", ("float",), ("T", "k")),
+        Port("gate", ("float",), ("E", "I", "D")),
+        Port("up", ("float",), ("E", "I", "D")),
+        Port("down", ("float",), ("E", "D", "I")),
+    ),
+    outputs=(Port("y", ("float",), ("T", "D")),),
+    attributes=(),
+    kernel=moe_experts,
+    function=function,
+)

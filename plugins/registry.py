@@ -1,0 +1,77 @@
+"""What a dsv3 op is made of, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DOMAIN = "dsv3"
+DOMAIN_VERSION = 1
+
+Dims = Mapping[str, int]
+Attributes = Mapping[str, Any]
+FunctionText = Callable[[Dims, Attributes], str]
+AttributeType = Literal["int", "float", "string"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of an op.
+
+    Args:
+        name: The formal name, e.g. ``"kv_c"``.
+        dtypes: The ONNX tensor types it may have, e.g. ``("float", "bfloat16")``.
+        dims: Its dimensions by symbol, e.g. ``("B", "S", "Dc")``; the same symbol is the same size throughout an op.
+    """
+
+    name: str
+    dtypes: tuple[str, ...]
+    dims: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of an op; every attribute is mandatory, so that a graph says all there is to know."""
+
+    name: str
+    type: AttributeType
+    doc: str
+
+
+@dataclass(frozen=True)
+class Op:
+    """A dsv3 op.
+
+    Args:
+        name: The ONNX op type, e.g. ``"MoERoute"``.
+        torch_name: The torch custom op, e.g. ``"dsv3::moe_route"``.
+        doc: What it computes and where the formula is from.
+        inputs, outputs, attributes: The schema; torch arguments come in the same order, tensors first.
+        kernel: Computes the op on torch tensors; may reuse a buffer that the op declares as aliased.
+        function: Gives the op in standard ONNX ops, as ONNX function text, for known dimensions and attributes;
+            any ONNX Runtime runs it.
+        aliases: Output name -> input name for outputs that update an input in place.
+    """
+
+    name: str
+    torch_name: str
+    doc: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    attributes: tuple[Attribute, ...]
+    kernel: Callable[..., Any]
+    function: FunctionText
+    aliases: tuple[tuple[str, str], ...] = ()
+
+
+def by_name(ops: Sequence[Op]) -> dict[str, Op]:
+    """Index ops by ONNX op type; refuses two ops of one name, in ONNX or in torch."""
+    table: dict[str, Op] = {}
+    torch_names: set[str] = set()
+    for op in ops:
+        if op.name in table or op.torch_name in torch_names:
+            raise ValueError(f"op {op.name} ({op.torch_name}) is registered twice")
+        table[op.name] = op
+        torch_names.add(op.torch_name)
+    return table

@@ -1,0 +1,60 @@
+"""What all tests share: one thread for torch, no network, repeatable property tests, the paths of the test data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before anything imports torch or a tokenizer. One thread: the goldens were computed with one, and at these sizes a
+# second, spinning thread costs more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A test that asks for a model hub is wrong; this makes it fail at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# In CI the examples are the same in every run; elsewhere they are new. No deadline: a model is a slow example.
+settings.register_profile("local", deadline=None, print_blob=True)
+settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_fp8() -> Path:
+    """The FP8 checkpoint that the repository ships (see examples/README.md)."""
+    return ROOT / "examples" / "tiny-dsv3"
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16() -> Path:
+    """The same model in BF16 (see tests/data/README.md)."""
+    return ROOT / "tests" / "data" / "tiny-dsv3-bf16"
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Callable[[Literal["bf16", "fp8"]], Path]:
+    """``goldens(variant)``: the folder of expected outputs of one checkpoint (see tests/data/README.md)."""
+    return lambda variant: ROOT / "tests" / "data" / "goldens" / variant
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_fp8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The engine that `dsv3export build` makes of the FP8 checkpoint; built once, not to be altered."""
+    from dsv3export.graphs.build import build_engine
+
+    out = tmp_path_factory.mktemp("engines") / "tiny.engine"
+    build_engine(tiny_fp8, out)
+    return out
