@@ -112,7 +112,7 @@ def as_user_error(exception: Exception) -> Exception | None:
     if isinstance(exception, ModuleNotFoundError):
         return _missing_package(exception)
     if isinstance(exception, OSError) and exception.errno in REFUSALS:
-        return ResourceError(f"{exception.filename or 'operating system'}: {exception.strerror}")
+        return ResourceError(f"{exception.filename or 'input or output'}: {exception.strerror}")
     return None
 
 

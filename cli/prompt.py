@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import click
+import sys
+from typing import IO
 
 from dsv3export.errors import RequestError
 
@@ -40,7 +41,9 @@ def _parse_ids(ids: str) -> list[int]:
 
 
 def _read_stdin() -> str:
-    data = click.get_binary_stream("stdin").read(MAX_STDIN_BYTES + 1)
+    stdin: IO[bytes] | None = getattr(sys.stdin, "buffer", None)
+    # A process may be started without a stdin.
+    data = stdin.read(MAX_STDIN_BYTES + 1) if stdin is not None else b""
     if len(data) > MAX_STDIN_BYTES:
         raise RequestError("--prompt -", expected=f"at most {MAX_STDIN_BYTES} bytes on stdin", got="more")
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3export.checkpoint import Checkpoint
+from dsv3export.checkpoint.model_weights import checkpoint_tensors, load_float32
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, Manifest, WeightEntry
 from dsv3export.engine.plan import PlannedWeight
@@ -23,7 +24,6 @@ from dsv3export.graphs.opset import OPSET
 from dsv3export.graphs.packing import AS_STORED, PACKINGS, PackedWeight
 from dsv3export.graphs.spec import verify
 from dsv3export.graphs.trace import graph_for
-from dsv3export.graphs.weights import checkpoint_tensors, load_float32
 from dsv3export.progress import NoProgress, Progress
 
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")

@@ -13,7 +13,7 @@ from dsv3export.config import ModelConfig
 from dsv3export.errors import RequestError
 from dsv3export.graphs.interpreter import Observer, run
 from dsv3export.graphs.trace import graph_for
-from dsv3export.graphs.weights import WeightCache
+from dsv3export.graphs.weight_cache import WeightCache
 from dsv3export.runtime.latent_cache import LatentCache
 
 DEFAULT_MAX_WEIGHT_BYTES = 4 << 30
@@ -55,9 +55,7 @@ class Executor:
             "start": torch.from_numpy(start),
             "logit_rows": torch.from_numpy(logit_rows),
         }
-        caches = {
-            f"latent_cache.{i}": torch.from_numpy(cache.view(i, slots)) for i in range(self.cache_layers)
-        }
+        caches = {f"latent_cache.{i}": torch.from_numpy(cache.view(i, slots)) for i in range(self.cache_layers)}
         with torch.inference_mode():
             outputs = run(self._trunk, inputs | caches, self._weights)
         logits: NDArray[np.float32] = outputs["logits"].numpy()

@@ -40,9 +40,7 @@ def run(
     }
     for node in model.graph:
         function = model.functions[(KIND_DOMAIN, node.op_type, "")]
-        arguments = [
-            values[v] if v in values else weights[str(v.name)] for v in node.inputs if v is not None
-        ]
+        arguments = [values[v] if v in values else weights[str(v.name)] for v in node.inputs if v is not None]
         path = node.metadata_props["dsv3.path"]
         results = _run_function(function, arguments, f"{path}." if path else "", observe)
         values.update(zip(node.outputs, results, strict=True))

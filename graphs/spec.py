@@ -8,16 +8,14 @@ import onnx_ir as ir
 
 from dsv3export.errors import InternalError
 from dsv3export.graphs.opset import KIND_DOMAIN
+from dsv3export.graphs.torch_kernels import KERNELS
 from dsv3export.plugins import DOMAIN, OPS
 from dsv3export.plugins.dims import bind_dims
 
 Dims = list[int | str]
 
-# The standard ops that the graph may use; every backend's lowering covers exactly these and the dsv3 ops.
-STANDARD_OPS = frozenset(
-    "Add Cast Concat Constant ConstantOfShape Cos Gather Mul RMSNormalization Range Reshape RotaryEmbedding Shape Sin "
-    "Split Squeeze Swish Unsqueeze".split()
-)
+# The standard ops that the graph may use: those that the executor, the oracle, can run.
+STANDARD_OPS = frozenset(KERNELS)
 _ATTRIBUTE_TYPES = {
     "int": ir.AttributeType.INT,
     "float": ir.AttributeType.FLOAT,

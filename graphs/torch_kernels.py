@@ -42,7 +42,8 @@ def _gather(inputs: Sequence[Tensor], attributes: Mapping[str, Any]) -> Tensor:
 
 
 def _split(inputs: Sequence[Tensor], attributes: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    return inputs[0].split(inputs[1].tolist(), dim=attributes["axis"])
+    parts: tuple[Tensor, ...] = inputs[0].split(inputs[1].tolist(), dim=attributes["axis"])
+    return parts
 
 
 def _unsqueeze(inputs: Sequence[Tensor], _: Mapping[str, Any]) -> Tensor:

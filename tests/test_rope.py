@@ -1,4 +1,4 @@
-"""Rotary frequencies against transformers' own, bit for bit."""
+"""Rotary frequencies against transformers' own, to the last bits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_frequencies_equal_those_of_transformers(raw: dict[str, Any]) -> None:
     frequencies = inverse_frequencies(config)
     assert frequencies.dtype == np.float32
     assert frequencies.shape == (config.qk_rope_head_dim // 2,)
-    np.testing.assert_array_equal(frequencies, expected)
+    # Equal with torch's AVX-512 code; its other code paths err in the last bit here and there.
+    np.testing.assert_array_max_ulp(frequencies, expected, maxulp=2)
     assert config.rope_attention_factor == pytest.approx(factor, rel=1e-12)
 
 

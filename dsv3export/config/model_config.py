@@ -90,15 +90,14 @@ class ModelConfig:
         """
         fields = Fields(values, source)
         family = read_family(fields)
-        routing = read_routing(fields, family)
         rope_theta, rope_scaling = read_rope(fields)
         vocab_size = fields.integer("vocab_size", 1, _MAX_VOCAB)
         config = cls(
+            **vars(read_routing(fields, family)),
             model_type=family.model_type,
             vocab_size=vocab_size,
             hidden_size=fields.integer("hidden_size", 1, _MAX_DIM),
             intermediate_size=fields.integer("intermediate_size", 1, _MAX_DIM),
-            moe_intermediate_size=routing.moe_intermediate_size,
             num_hidden_layers=fields.integer("num_hidden_layers", 1, _MAX_LAYERS),
             num_attention_heads=fields.integer("num_attention_heads", 1, _MAX_HEADS),
             kv_lora_rank=fields.integer("kv_lora_rank", 1, _MAX_DIM),
@@ -106,15 +105,6 @@ class ModelConfig:
             qk_nope_head_dim=fields.integer("qk_nope_head_dim", 1, _MAX_DIM),
             qk_rope_head_dim=fields.integer("qk_rope_head_dim", 2, _MAX_DIM),
             v_head_dim=fields.integer("v_head_dim", 1, _MAX_DIM),
-            n_routed_experts=routing.n_routed_experts,
-            n_shared_experts=routing.n_shared_experts,
-            num_experts_per_tok=routing.num_experts_per_tok,
-            n_group=routing.n_group,
-            topk_group=routing.topk_group,
-            topk_method=routing.topk_method,
-            scoring_func=routing.scoring_func,
-            norm_topk_prob=routing.norm_topk_prob,
-            routed_scaling_factor=routing.routed_scaling_factor,
             first_k_dense_replace=fields.integer(
                 "first_k_dense_replace", 0, _MAX_LAYERS, default=family.first_k_dense_replace
             ),

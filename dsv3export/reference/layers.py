@@ -18,7 +18,8 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
+        y: Tensor = linear(x, self.weight)
+        return y
 
     def __call__(self, x: Tensor) -> Tensor:
         out: Tensor = super().__call__(x)

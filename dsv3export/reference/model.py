@@ -13,7 +13,6 @@ from dsv3export.config import ModelConfig
 from dsv3export.reference.attention import MultiHeadLatentAttention
 from dsv3export.reference.layers import Linear, RMSNorm
 from dsv3export.reference.moe import Mlp, MoE
-from dsv3export.rope import inverse_frequencies
 
 
 class Embedding(nn.Module):
@@ -116,13 +115,15 @@ class MtpLayer(DecoderLayer):
 
 
 class ReferenceModel(nn.Module):
-    """The trunk and the MTP layers, eager; parameters are to be filled by `load_weights`."""
+    """The trunk and the MTP layers, eager; `load_reference` makes one from a checkpoint."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = Embedding(config)
-        self.layers = nn.ModuleList(DecoderLayer(config, config.is_moe_layer(i)) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, config.is_moe_layer(i)) for i in range(config.num_hidden_layers)
+        )
         self.head = Head(config)
         self.mtp = nn.ModuleList(MtpLayer(config, bool(config.n_routed_experts)) for _ in config.mtp_layer_ids)
 
@@ -138,7 +139,7 @@ class ReferenceModel(nn.Module):
         hidden, cos, sin = self.embedding(input_ids, start)
         updated = []
         for layer, cache in zip(self.layers, caches, strict=True):
-            hidden, cache = layer(hidden, start, cos, sin, cache)
-            updated.append(cache)
+            hidden, new_cache = layer(hidden, start, cos, sin, cache)
+            updated.append(new_cache)
         logits, final_hidden = self.head(hidden, logit_rows)
         return logits, final_hidden, updated

@@ -31,7 +31,7 @@ class Router(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        experts = config.n_routed_experts or 0
+        experts = config.n_routed_experts
         self.weight = nn.Parameter(torch.empty(experts, config.hidden_size), requires_grad=False)
         if config.has_router_bias:
             self.e_score_correction_bias = nn.Parameter(torch.empty(experts), requires_grad=False)
@@ -77,7 +77,7 @@ class MoE(nn.Module):
         super().__init__()
         width = config.moe_intermediate_size
         self.gate = Router(config)
-        self.experts = Experts(config.n_routed_experts or 0, config.hidden_size, width)
+        self.experts = Experts(config.n_routed_experts, config.hidden_size, width)
         self.shared = config.n_shared_experts > 0
         if self.shared:
             self.shared_experts = Mlp(config.hidden_size, width * config.n_shared_experts)

@@ -212,6 +212,9 @@ def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:
     """Whether this is a list of prompts, and the prompts. A list of numbers, or an empty one, is a single prompt."""
     if isinstance(prompt, str) or len(prompt) == 0 or not hasattr(prompt[0], "__len__"):
         return False, [cast("Prompt", prompt)]
+    for index, one in enumerate(prompt):
+        if not hasattr(one, "__len__"):
+            raise RequestError(f"prompt {index}", expected="text or token ids", got=repr(one))
     return True, cast("list[Prompt]", list(prompt))
 
 

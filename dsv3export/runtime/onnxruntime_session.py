@@ -7,7 +7,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from dsv3export.engine.typed_json import REBUILD
 from dsv3export.errors import BackendError, EngineError, InternalError
+from dsv3export.runtime.onnx_initializers import MalformedGraphError, external_initializers
 from dsv3export.runtime.threads import default_threads
 
 try:
@@ -18,19 +20,26 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from dsv3export.engine.manifest import WeightEntry
     from dsv3export.engine.reader import EngineFiles
     from dsv3export.runtime.latent_cache import LatentCache
     from dsv3export.runtime.session import IntArray, Logits
 
-_ONNX_TYPES = {"BF16": 16, "F8_E4M3": 17}  # TensorProto.BFLOAT16, FLOAT8E4M3FN: dtypes that numpy itself lacks
-_ERRORS_ONLY = 3
+# TensorProto.DataType of the safetensors dtypes
+_ONNX_TYPES = {
+    "F32": 1, "U8": 2, "I8": 3, "I16": 5, "I32": 6, "I64": 7, "BOOL": 9, "F16": 10, "F64": 11, "BF16": 16,
+    "F8_E4M3": 17,
+}  # fmt: skip
+_NOT_IN_NUMPY = ("BF16", "F8_E4M3")
+_SMALL = 1 << 20
+_FATAL_ONLY = 4  # errors come as exceptions, printing them too would say them twice
 
 
 class OnnxRuntimeSession:
     """A `Session` on the CPU.
 
-    Every weight is bound as it lies in its mapped file, nothing is copied before ONNX Runtime packs it. Each step
-    binds the cache's memory to the cache's input and output, so that TensorScatter writes in place.
+    Weights are bound as they lie in their mapped files; only small ones are copied. Each step binds the cache's memory
+    to the cache's input and output, so that TensorScatter writes in place.
 
     Args:
         files: The engine; `files` must have passed its checks.
@@ -42,17 +51,16 @@ class OnnxRuntimeSession:
     """
 
     def __init__(self, files: EngineFiles, threads: int | None = None) -> None:
+        graph = files.graph("trunk")
         options = _options(threads or default_threads())
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.path))
         # ONNX Runtime does not own the weights' memory: the values live as long as the session
-        self._weights = [
-            _ort_value(files.weight(entry.name), entry.dtype, options, entry.name) for entry in files.manifest.weights
-        ]
+        self._weights = _bind_weights(files, graph, options)
         try:
-            self._session = ort.InferenceSession(files.graph("trunk"), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise BackendError(
-                f"engine {files.path}: ONNX Runtime {ort.__version__} refuses the graph", got=_first_line(error)
+                f"engine {files.path}: ONNX Runtime {ort.__version__} refuses the graph", got=_tail(error)
             ) from error
         # packed weights were copied; the pages of those that were not come back on first use
         files.release_pages()
@@ -91,7 +99,7 @@ class OnnxRuntimeSession:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
-            raise BackendError("ONNX Runtime failed in a step", got=_first_line(error)) from error
+            raise BackendError("ONNX Runtime failed in a step", got=_tail(error)) from error
         logits: Logits = binding.get_outputs()[-1].numpy()
         return logits
 
@@ -112,26 +120,54 @@ def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     # threads that spin between steps take the cores from others and gain little
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
 
 
-def _ort_value(
-    array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], dtype: str, options: ort.SessionOptions, name: str
-) -> ort.OrtValue:
-    """Offers `array` as the initializer `name`; copies only what a checkpoint stores unaligned."""
-    array = np.require(array, requirements=["A"])
-    if dtype in _ONNX_TYPES:
-        raw = array.view(f"u{array.dtype.itemsize}")
-        value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, _ONNX_TYPES[dtype])
-    else:
-        value = ort.OrtValue.ortvalue_from_numpy(array)
-    options.add_initializer(name, value)
-    return value
+def _bind_weights(files: EngineFiles, graph: bytes, options: ort.SessionOptions) -> list[ort.OrtValue]:
+    """Offers every weight to the session that `options` will make; returns what has to stay alive with it.
+
+    Large weights go by `add_initializer`, which copies nothing but hides them from constant folding (that would read
+    the file which the graph names, and fail loudly, as the file is shorter). Small ones go by
+    `add_external_initializers`, which copies, so that casts and transposes of norms and tables are folded.
+    """
+    kept, small_names, small_values = [], [], []
+    for entry in _wanted_entries(files, graph):
+        # what a checkpoint stores unaligned has to be copied
+        array = np.require(files.weight(entry.name), requirements=["A"])
+        if entry.dtype in _NOT_IN_NUMPY:
+            raw = array.view(f"u{array.dtype.itemsize}")
+            value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, _ONNX_TYPES[entry.dtype])
+        else:
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+        kept.append(value)
+        if entry.nbytes > _SMALL:
+            options.add_initializer(entry.name, value)
+        else:
+            small_names.append(entry.name)
+            small_values.append(value)
+    options.add_external_initializers(small_names, small_values)
+    return kept
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+def _wanted_entries(files: EngineFiles, graph: bytes) -> list[WeightEntry]:
+    """The weights that the graph wants. Raises EngineError unless the table has them all, with its dtypes and shapes."""
+    try:
+        wanted = external_initializers(graph)
+    except MalformedGraphError as error:
+        raise EngineError(f"engine {files.path}: graph", expected="an ONNX model", got=str(error)) from None
+    for name, tensor in wanted.items():
+        expected = f"type {tensor.data_type} {list(tensor.shape)}, as in the graph"
+        entry = files.entries.get(name)
+        got = f"type {_ONNX_TYPES[entry.dtype]} {list(entry.shape)}" if entry else "none in engine.json"
+        if entry is None or (tensor.data_type, tensor.shape) != (_ONNX_TYPES[entry.dtype], entry.shape):
+            raise EngineError(f"engine {files.path}: weight {name!r}", expected=expected, got=got, fix=REBUILD)
+    return [files.entries[name] for name in wanted]
+
+
+def _tail(error: Exception) -> str:
+    """The end of ONNX Runtime's message, in one line: it starts with a C++ signature and ends with the reason."""
+    return " ".join(str(error).split())[-300:]

@@ -108,7 +108,8 @@ def _getitem(e: Emitter, n: Node) -> ir.Value:
     values = e.values[source]
     if isinstance(values, ir.Value):
         raise InternalError(f"{n} indexes a single tensor")
-    return values[index]
+    picked: ir.Value = values[index]
+    return picked
 
 
 def _size(e: Emitter, n: Node) -> ir.Value:
@@ -195,9 +196,7 @@ ROWS: dict[Any, Row] = {
     aten.view_as.default: _view_as,
     aten.zeros.default: _zeros,
     torch.ops.onnx.RotaryEmbedding.opset23: _rotary,
-    **{
-        getattr(torch.ops.dsv3, op.torch_name.removeprefix("dsv3::")).default: _dsv3(op.name) for op in OPS.values()
-    },
+    **{getattr(torch.ops.dsv3, op.torch_name.removeprefix("dsv3::")).default: _dsv3(op.name) for op in OPS.values()},
 }
 
 # Checks that torch.export leaves in the graph; they compute nothing.

@@ -32,7 +32,8 @@ class Emitter:
 
     def dims(self, value: torch.Tensor) -> tuple[Dim, ...]:
         """A traced tensor's shape in the graph's dimension names; a product such as ``B*S`` stays one symbol."""
-        return tuple(size if isinstance(size, int) else self._dim_name(size) for size in value.shape)
+        sizes: Sequence[int | torch.SymInt] = value.shape
+        return tuple(size if isinstance(size, int) else self._dim_name(size) for size in sizes)
 
     def _dim_name(self, size: torch.SymInt) -> str:
         factors = str(size.node.expr).split("*")

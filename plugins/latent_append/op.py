@@ -44,6 +44,7 @@ LatentAppend (cache, kv_c, k_pe, start) => (updated) {
 }
 """
 
+
 LATENT_APPEND = Op(
     name="LatentAppend",
     torch_name="dsv3::latent_append",

@@ -35,6 +35,7 @@ Linear (x, weight) => (y) {
 }
 """
 
+
 LINEAR = Op(
     name="Linear",
     torch_name="dsv3::linear",

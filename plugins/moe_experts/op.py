@@ -60,6 +60,7 @@ MoEExperts (x, ids, weights, gate, up, down) => (y) {
 }
 """
 
+
 MOE_EXPERTS = Op(
     name="MoEExperts",
     torch_name="dsv3::moe_experts",

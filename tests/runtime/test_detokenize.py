@@ -34,7 +34,9 @@ def test_what_stays_incomplete_comes_at_the_end(tokenizer: Tokenizer) -> None:
     assert pieces(tokenizer, ids) == ["a", "", "", "", "\N{REPLACEMENT CHARACTER}"]
 
 
-@pytest.mark.parametrize(("token", "expected"), [("Ġthe", b" the"), ("Ċ", b"\n"), ("Ã©", "é".encode()), ("｜", "｜".encode())])
+@pytest.mark.parametrize(
+    ("token", "expected"), [("Ġthe", b" the"), ("Ċ", b"\n"), ("Ã©", "é".encode()), ("｜", "｜".encode())]
+)
 def test_token_bytes(token: str, expected: bytes) -> None:
     assert token_bytes(token) == expected
 

@@ -105,7 +105,8 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
-    ("logits", "said"), [([0, math.nan], "nan for token 1"), ([math.inf, 0], "inf for token 0"), ([-math.inf] * 2, "-inf")]
+    ("logits", "said"),
+    [([0, math.nan], "nan for token 1"), ([math.inf, 0], "inf for token 0"), ([-math.inf] * 2, "-inf")],
 )
 def test_logits_that_are_no_numbers_are_refused(temperature: float, logits: list[float], said: str) -> None:
     with pytest.raises(BackendError, match=said):

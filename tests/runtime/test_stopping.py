@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ def cut(text: str, stops: list[str]) -> tuple[str, bool]:
 @given(TEXT, STOPS, st.lists(st.integers(0, 30), max_size=6))
 def test_the_result_does_not_depend_on_how_the_text_is_cut(text: str, stops: list[str], cuts: list[int]) -> None:
     edges = [0, *sorted(min(edge, len(text)) for edge in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(edges)]
     assert feed(stops, pieces) == cut(text, stops)
 
 

@@ -145,7 +145,7 @@ def random_tensor(config: ModelConfig, name: str, shape: Sequence[int], seed: in
     if name.endswith("norm.weight"):
         return (1.0 + 0.1 * noise).astype(np.float32)
     if name.endswith("e_score_correction_bias"):
-        spread = 0.3 if config.scoring_func == "sigmoid" else 1.0 / config.n_routed_experts
+        spread = 0.3 if config.scoring_func == "sigmoid" else 2.0 / config.n_routed_experts
         return (spread * noise).astype(np.float32)
     if name.endswith("embed_tokens.weight"):
         # A tied embedding is also the head, which should not blow up the logits.

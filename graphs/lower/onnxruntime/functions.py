@@ -6,10 +6,11 @@ import onnx.parser
 import onnx_ir as ir
 
 from dsv3export.graphs.opset import OPSET
-from dsv3export.plugins import DOMAIN, DOMAIN_VERSION
 
 ORT_DOMAIN = "com.microsoft"
-_HEADER = f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}, "{DOMAIN}": {DOMAIN_VERSION}, "{ORT_DOMAIN}": 1]>'
+# Apart from the ops' own domain: there a node has the op's attributes, here they are part of the function.
+FUNCTION_DOMAIN = "dsv3.lowered"
+_HEADER = f'<domain: "{FUNCTION_DOMAIN}", opset_import: ["": {OPSET}, "{ORT_DOMAIN}": 1]>'
 
 
 class OpFunctions:
@@ -25,7 +26,7 @@ class OpFunctions:
             name = op_name if op_name not in self._names else f"{op_name}_{len(self._by_text)}"
             parsed = onnx.parser.parse_function(_HEADER + text)
             parsed.name = name
-            self._by_text[text] = ir.from_proto(parsed)
+            self._by_text[text] = ir.serde.deserialize_function(parsed)
             self._names.add(name)
         return self._by_text[text].name
 

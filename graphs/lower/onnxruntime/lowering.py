@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 import onnx_ir as ir
 
 from dsv3export.errors import InternalError
-from dsv3export.graphs.lower.onnxruntime.functions import ORT_DOMAIN, OpFunctions
-from dsv3export.graphs.lower.onnxruntime.ops import Packing, row
-from dsv3export.graphs.opset import KIND_DOMAIN
+from dsv3export.graphs.lower.onnxruntime.functions import FUNCTION_DOMAIN, ORT_DOMAIN, OpFunctions
+from dsv3export.graphs.lower.onnxruntime.ops import Packing, Row, row
 from dsv3export.graphs.packing import AS_STORED, PackedWeight
 from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.values import is_weight, like
@@ -46,18 +45,21 @@ class _LoweredKind:
     formals: list[_Formal]
 
 
-def lower(model: ir.Model, embedding_dtype: str) -> tuple[ir.Model, list[PackedWeight]]:
+def lower(
+    model: ir.Model, embedding_dtype: str, row_of: Callable[[str], Row] = row
+) -> tuple[ir.Model, list[PackedWeight]]:
     """Lower a traced graph for float32 arithmetic on ONNX Runtime; the traced model is used up.
 
     Given -> Result::
 
-        y = dsv3::Linear(x, w)              y = dsv3::Linear(x, w), a function of com.microsoft.FusedMatMul
+        y = dsv3::Linear(x, w)              y = dsv3.lowered::Linear(x, w), a function of com.microsoft::FusedMatMul
         e = dsv3::MoEExperts(x, ids, weights, gate, up, down)
-                                            e = dsv3::MoEExperts(x, ids, weights, gate_up, down), of com.microsoft.MoE
+                                            e = dsv3.lowered::MoEExperts(x, ids, weights, gate_up, down)
         h = Gather(embed_tokens.weight, i)  h = Cast(Gather(embed_tokens.weight, i)), the table as stored
 
     Args:
         embedding_dtype: safetensors dtype of the embedding table in the checkpoint.
+        row_of: How an op is run; the default suits ONNX Runtime on a CPU.
 
     Returns:
         The lowered model, which carries every function that it calls, and the packed weights, each an input of its
@@ -67,11 +69,12 @@ def lower(model: ir.Model, embedding_dtype: str) -> tuple[ir.Model, list[PackedW
     kinds: dict[str, _LoweredKind] = {}
     for function in model.functions.values():
         traced_weights = [str(value.name) for value in function.inputs if is_weight(value)]
-        packed = _replace_dsv3_nodes(function, op_functions)
+        packed = _replace_dsv3_nodes(function, op_functions, row_of)
         formals = _new_formals(function, packed)
         if function.name == "embed":
             formals = _store_embedding(function, formals, embedding_dtype)
         arguments = [value for value in function.inputs if not is_weight(value)]
+        function.opset_imports[FUNCTION_DOMAIN] = 1
         function.inputs.clear()
         function.inputs.extend([*arguments, *(formal.value for formal in formals)])
         kinds[function.name] = _LoweredKind(traced_weights, formals)
@@ -80,11 +83,13 @@ def lower(model: ir.Model, embedding_dtype: str) -> tuple[ir.Model, list[PackedW
     return ir.Model(graph, ir_version=model.ir_version, producer_name="dsv3export", functions=functions), weights
 
 
-def _replace_dsv3_nodes(function: ir.Function, op_functions: OpFunctions) -> dict[str, _Formal]:
+def _replace_dsv3_nodes(
+    function: ir.Function, op_functions: OpFunctions, row_of: Callable[[str], Row]
+) -> dict[str, _Formal]:
     """Make each dsv3 node a call of ONNX Runtime's function; returns the packed weights by the first they replace."""
     packed: dict[str, _Formal] = {}
     for node in [node for node in function if node.domain == DOMAIN]:
-        op, how = OPS[node.op_type], row(node.op_type)
+        op, how = OPS[node.op_type], row_of(node.op_type)
         inputs = {port.name: value for port, value in zip(op.inputs, node.inputs, strict=True) if value is not None}
         dims = static_dims(bind_dims(op, [dims_of(value) for value in inputs.values()]))
         attributes = {attribute.name: attribute.value for attribute in node.attributes.values()}
@@ -101,7 +106,7 @@ def _replace_dsv3_nodes(function: ir.Function, op_functions: OpFunctions) -> dic
 
 def _replace(function: ir.Function, node: ir.Node, name: str, inputs: list[ir.Value]) -> None:
     outputs = [like(value) for value in node.outputs]
-    call = ir.node(name, inputs, domain=DOMAIN, outputs=outputs, name=node.name)
+    call = ir.node(name, inputs, domain=FUNCTION_DOMAIN, outputs=outputs, name=node.name)
     call.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(function, node, [node], [call], node.outputs, outputs)
 
@@ -161,7 +166,7 @@ def _rebuild_main(graph: ir.Graph, kinds: Mapping[str, _LoweredKind]) -> tuple[i
         call = ir.node(node.op_type, arguments, domain=node.domain, outputs=outputs, name=node.name)
         call.metadata_props.update(node.metadata_props)
         nodes.append(call)
-    imports = {**graph.opset_imports, ORT_DOMAIN: 1}
+    imports = {**graph.opset_imports, FUNCTION_DOMAIN: 1, ORT_DOMAIN: 1}
     results = [values[value] for value in graph.outputs]
     all_inputs = [*inputs, *weight_values.values()]
     return ir.Graph(all_inputs, results, nodes=nodes, opset_imports=imports, name=graph.name), list(packed.values())

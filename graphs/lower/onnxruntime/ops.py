@@ -84,5 +84,10 @@ ROWS: Mapping[str, Row] = {
 
 
 def row(op: str) -> Row:
-    """The row of an op, or its generic function."""
-    return ROWS.get(op) or Row(OPS[op].function)
+    """The row of an op, or its generic one."""
+    return ROWS.get(op) or generic_row(op)
+
+
+def generic_row(op: str) -> Row:
+    """An op as its function in standard ops, weights as they are."""
+    return Row(OPS[op].function)

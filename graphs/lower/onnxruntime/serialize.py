@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from dsv3export.errors import InternalError
+
 
 @dataclass(frozen=True)
 class Location:
@@ -25,10 +27,15 @@ def serialize(model: ir.Model, locations: Mapping[str, Location]) -> bytes:
     graph.inputs.clear()
     graph.inputs.extend(run_time)
     for value in weights:
-        place = locations[str(value.name)]
-        value.const_value = ir.ExternalTensor(
-            place.file, place.offset, place.length, value.dtype, shape=value.shape, name=value.name
-        )
+        value.const_value = _external(value, locations[str(value.name)])
         graph.register_initializer(value)
     data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return data
+
+
+def _external(value: ir.Value, place: Location) -> ir.ExternalTensor:
+    if value.dtype is None or value.shape is None:
+        raise InternalError(f"weight {value.name} has no dtype or shape")
+    return ir.ExternalTensor(
+        place.file, place.offset, place.length, value.dtype, shape=value.shape, name=str(value.name)
+    )

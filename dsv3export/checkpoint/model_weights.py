@@ -1,0 +1,43 @@
+"""From a weight of the model to the checkpoint's tensors: banks of experts, tied heads, computed tables."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3export.checkpoint.checkpoint import Checkpoint
+from dsv3export.config import ModelConfig
+from dsv3export.rope import inverse_frequencies
+
+INVERSE_FREQUENCIES = "rotary.inverse_frequencies"
+_BANKS = (".mlp.experts.gate_proj", ".mlp.experts.up_proj", ".mlp.experts.down_proj")
+
+
+def checkpoint_tensors(name: str, config: ModelConfig) -> tuple[str, ...]:
+    """The checkpoint tensors that make up a weight of the model, in order.
+
+    One for a plain weight, E for a bank of experts, none for a table that the config determines.
+    """
+    if name == INVERSE_FREQUENCIES:
+        return ()
+    if name.endswith(_BANKS):
+        layer, _, projection = name.rpartition(".")
+        return tuple(f"{layer}.{expert}.{projection}.weight" for expert in range(config.n_routed_experts))
+    if name == "lm_head.weight" and config.tie_word_embeddings:
+        return ("model.embed_tokens.weight",)
+    return (name,)
+
+
+def load_float32(name: str, checkpoint: Checkpoint) -> NDArray[np.float32]:
+    """A weight of the model as float32; FP8 tensors are multiplied by their block scales."""
+    sources = checkpoint_tensors(name, checkpoint.config)
+    if not sources:
+        return inverse_frequencies(checkpoint.config)
+    if not name.endswith(_BANKS):
+        return checkpoint.float32(sources[0])
+    first = checkpoint.float32(sources[0])
+    bank = np.empty((len(sources), *first.shape), np.float32)
+    bank[0] = first
+    for index, source in enumerate(sources[1:], start=1):
+        bank[index] = checkpoint.float32(source)
+    return bank

@@ -1,0 +1,98 @@
+"""Command lines that are wrong whatever the files are, and what the error has to name.
+
+``CHECKPOINT``, ``ENGINE`` and ``TARGET`` stand for a good checkpoint, a good engine and an output that does not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BadRequest:
+    """A command line, what it finds on stdin, and what the one line on stderr says."""
+
+    arguments: tuple[str, ...]
+    says: tuple[str, ...]
+    stdin: bytes = b""
+
+
+def _run(*options: str, says: tuple[str, ...], stdin: bytes = b"") -> BadRequest:
+    return BadRequest(("run", "ENGINE", *options), says, stdin)
+
+
+def _sampled(option: str, value: str, says: str) -> BadRequest:
+    return _run("--prompt", "x", option, value, says=(says, value))
+
+
+BAD_REQUESTS = (
+    # prompts
+    _run(says=("--prompt", "--prompt-ids", "neither")),
+    _run("--prompt", "x", "--prompt-ids", "1", says=("--prompt", "--prompt-ids", "both")),
+    _run("--prompt", "-", says=("stdin", "nothing")),
+    _run("--prompt", "-", stdin=b"\n", says=("stdin", "nothing")),
+    _run("--prompt", "-", stdin=b"ab\xffcd", says=("stdin", "UTF-8", "0xff at offset 2")),
+    _run("--prompt", "a\udcffb", says=("--prompt", "UTF-8")),
+    _run("--prompt", "and " * 2000, says=("1024",)),
+    _run("--prompt", "x", "--max-new-tokens", "1025", says=("1024", "1025")),
+    _run("--prompt-ids", "", says=("--prompt-ids",)),
+    _run("--prompt-ids", "1,,2", says=("--prompt-ids",)),
+    _run("--prompt-ids", "1,two", says=("--prompt-ids", "two")),
+    _run("--prompt-ids", "-1", says=("--prompt-ids", "-1")),
+    _run("--prompt-ids", "9" * 5000, says=("--prompt-ids",)),
+    _run("--prompt-ids", "0,2048", says=("2047", "2048")),
+    # how to generate
+    _sampled("--max-new-tokens", "0", "max_new_tokens"),
+    _sampled("--max-new-tokens", "many", "--max-new-tokens"),
+    _sampled("--temperature", "-0.5", "temperature"),
+    _sampled("--temperature", "nan", "temperature"),
+    _sampled("--temperature", "inf", "temperature"),
+    _sampled("--temperature", "warm", "--temperature"),
+    _sampled("--top-k", "-1", "top_k"),
+    _sampled("--top-k", "1.5", "--top-k"),
+    _sampled("--top-p", "0.0", "top_p"),
+    _sampled("--top-p", "1.5", "top_p"),
+    _sampled("--min-p", "2.0", "min_p"),
+    _sampled("--min-p", "nan", "min_p"),
+    _sampled("--seed", "-1", "seed"),
+    _sampled("--threads", "0", "threads"),
+    _sampled("--stop", "", "stop"),
+    # paths that are something else
+    BadRequest(("run", "TARGET", "--prompt", "x"), ("TARGET", "nothing there")),
+    BadRequest(("run", "CHECKPOINT", "--prompt", "x"), ("CHECKPOINT", "a checkpoint", "dsv3export build")),
+    BadRequest(("run", "CHECKPOINT/config.json", "--prompt", "x"), ("config.json", "a file")),
+    BadRequest(("build", "CHECKPOINT/nothing", "-o", "TARGET"), ("nothing", "checkpoint folder")),
+    BadRequest(("build", "CHECKPOINT/config.json", "-o", "TARGET"), ("config.json", "a file")),
+    BadRequest(("build", "ENGINE", "-o", "TARGET"), ("config.json",)),
+    BadRequest(("build", "", "-o", "TARGET"), ("checkpoint",)),
+    BadRequest(("build", "a\0b", "-o", "TARGET"), ("checkpoint",)),
+    BadRequest(("inspect", "TARGET"), ("TARGET", "nothing there", "deepseek_v3")),
+    BadRequest(("inspect", "CHECKPOINT/tokenizer.json"), ("tokenizer.json", "model_type")),
+    BadRequest(("inspect", "CHECKPOINT/model-00001-of-000002.safetensors"), ("model-00001-of-000002.safetensors",)),
+    BadRequest(("graph", "deepseek-v9"), ("deepseek-v9", "deepseek_v3")),
+    BadRequest(("graph", "deepseek-v2-lite", "--part", "mtp"), ("--part mtp", "deepseek-v2-lite")),
+    BadRequest(("graph", "CHECKPOINT", "--onnx", "CHECKPOINT"), ("CHECKPOINT", "a folder")),
+    BadRequest(("graph", "CHECKPOINT", "--onnx", "TARGET/model.onnx"), ("TARGET/model.onnx", "No such file")),
+    # flags
+    BadRequest(("build", "CHECKPOINT"), ("--output",)),
+    BadRequest(("build", "-o", "TARGET"), ("CHECKPOINT",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--backend", "cuda"), ("--backend", "cuda", "onnxruntime")),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--precision", "fp7"), ("--precision", "fp7", "fp32")),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--backend", "tensorrt"), ("backend tensorrt",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--backend", "tensorrt-rtx"), ("backend tensorrt-rtx",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--precision", "int4"), ("int4",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--recipe", "mix.json"), ("mix.json",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--colour", "red"), ("--colour",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "more"), ("more",)),
+    BadRequest(("bild", "CHECKPOINT"), ("bild",)),
+    BadRequest(("--loud",), ("--loud",)),
+    BadRequest(("completion", "tcsh"), ("tcsh", "bash")),
+    # targets
+    BadRequest(("build", "CHECKPOINT", "-o", "CHECKPOINT"), ("CHECKPOINT",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "CHECKPOINT/engine"), ("CHECKPOINT/engine",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "CHECKPOINT/config.json"), ("config.json",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "FILE/engine"), ("FILE/engine", "Not a directory")),
+    BadRequest(("build", "CHECKPOINT", "-o", "/proc/engine"), ("/proc/engine",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "FILE", "--force"), ("FILE", "a file")),
+    BadRequest(("build", "CHECKPOINT", "-o", ""), ("output",)),
+)

@@ -1,0 +1,196 @@
+"""Inputs for each dsv3 op over a table of shapes: shared by the tests of the torch ops and of their ONNX functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.plugins import float64_ops
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op: `inputs` by formal name in the schema's order."""
+
+    op: str
+    name: str
+    inputs: Mapping[str, Array]
+    attributes: Mapping[str, Any]
+
+    def expected(self) -> tuple[Array, ...]:
+        """What the float64 reference computes."""
+        definition = getattr(float64_ops, _DEFINITIONS[self.op])
+        result = definition(*self.inputs.values(), **self.attributes)
+        return result if isinstance(result, tuple) else (result,)
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+
+_DEFINITIONS = {
+    "Linear": "linear",
+    "LatentAppend": "latent_append",
+    "MlaAttention": "mla_attention",
+    "MoERoute": "moe_route",
+    "MoEExperts": "moe_experts",
+}
+
+
+def linear_case(name: str, leading: Sequence[int], inner: int, outer: int) -> Case:
+    normal = _normal(name)
+    return Case("Linear", name, {"x": normal(*leading, inner), "weight": normal(outer, inner)}, {})
+
+
+def latent_append_case(name: str, start: Sequence[int], new: int, capacity: int, latent: int, rope: int) -> Case:
+    normal, batch = _normal(name), len(start)
+    inputs = {
+        "cache": normal(batch, capacity, latent + rope),
+        "kv_c": normal(batch, new, latent),
+        "k_pe": normal(batch, new, rope),
+        "start": np.array(start, np.int64),
+    }
+    return Case("LatentAppend", name, inputs, {})
+
+
+def mla_case(
+    name: str,
+    start: Sequence[int],
+    new: int,
+    capacity: int,
+    dims: tuple[int, int, int, int, int] = (2, 6, 4, 5, 8),
+    scale: float = 0.3,
+) -> Case:
+    """`dims`: heads, nope, rope, value, latent. Cache rows that no query may see hold large numbers."""
+    heads, nope, rope, value, latent = dims
+    normal, batch = _normal(name), len(start)
+    cache = normal(batch, capacity, latent + rope)
+    for slot, first in enumerate(start):
+        cache[slot, first + new :] = 1e6
+    inputs = {
+        "q_nope": normal(batch, new, heads, nope),
+        "q_pe": normal(batch, new, heads, rope),
+        "cache": cache,
+        "kv_b": normal(heads * (nope + value), latent) / np.float32(latent**0.5),
+        "start": np.array(start, np.int64),
+    }
+    return Case("MlaAttention", name, inputs, {"scale": scale})
+
+
+def route_case(
+    name: str,
+    tokens: int,
+    experts: int,
+    k: int,
+    groups: tuple[int, int, int] = (1, 1, 1),
+    scoring: str = "sigmoid",
+    normalize: int = 1,
+    scaling: float = 2.5,
+    bias: float = 0.3,
+    offset: float = 0.0,
+    copies_of: int | None = None,
+) -> Case:
+    """`groups`: n_group, topk_group, group_top. `bias` scales the bias and `offset` shifts it.
+
+    With `copies_of` n, expert e is a copy of expert e % n (logits and bias): its scores are exactly equal.
+    """
+    normal = _normal(name)
+    source = np.arange(experts) % (copies_of or experts)
+    n_group, topk_group, group_top = groups
+    attributes = {
+        "k": k,
+        "n_group": n_group,
+        "topk_group": topk_group,
+        "group_top": group_top,
+        "scoring": scoring,
+        "normalize": normalize,
+        "scaling": scaling,
+    }
+    shift = np.float32(offset)
+    inputs = {
+        "logits": normal(tokens, experts)[:, source] * np.float32(2.0),
+        "bias": (normal(experts) * np.float32(bias) + shift)[source],
+    }
+    return Case("MoERoute", name, inputs, attributes)
+
+
+def experts_case(name: str, tokens: int, hidden: int, width: int, experts: int, k: int, low: float = 0.1) -> Case:
+    """Weights lie between `low` and 1; the experts of a token are distinct, in random order."""
+    normal, random = _normal(name), np.random.default_rng(_seed(name))
+    inputs = {
+        "x": normal(tokens, hidden),
+        "ids": np.array([random.permutation(experts)[:k] for _ in range(tokens)], np.int64).reshape(tokens, k),
+        "weights": random.uniform(low, 1.0, (tokens, k)).astype(np.float32),
+        "gate": normal(experts, width, hidden) / np.float32(hidden**0.5),
+        "up": normal(experts, width, hidden) / np.float32(hidden**0.5),
+        "down": normal(experts, hidden, width) / np.float32(width**0.5),
+    }
+    return Case("MoEExperts", name, inputs, {})
+
+
+def _seed(name: str) -> list[int]:
+    return list(name.encode())
+
+
+def _normal(name: str) -> Any:
+    random = np.random.default_rng(_seed(name))
+    return lambda *shape: random.standard_normal(shape, dtype=np.float32)
+
+
+CASES = (
+    linear_case("one_by_one", (1,), 1, 1),
+    linear_case("two_dims", (7,), 16, 5),
+    linear_case("three_dims", (2, 3), 33, 65),
+    linear_case("wide", (1, 1), 256, 300),
+    latent_append_case("first_token", (0,), 1, 1, 3, 2),
+    latent_append_case("ragged", (0, 5, 2), 3, 8, 4, 2),
+    latent_append_case("up_to_capacity", (7, 0), 2, 9, 20, 8),
+    latent_append_case("decode", (3, 3, 0, 10), 1, 11, 5, 6),
+    mla_case("first_token", (0,), 1, 1),
+    mla_case("decode", (9,), 1, 16),
+    mla_case("ragged_decode", (0, 30, 7), 1, 40),
+    mla_case("prefill", (0,), 12, 12),
+    mla_case("prefill_with_room", (0,), 12, 30),
+    mla_case("ragged_prefill", (0, 5, 17), 8, 32),
+    mla_case("chunk_after_many", (60,), 3, 64),
+    mla_case("right_padded", (4, 0), 6, 10),
+    mla_case("one_head_odd_dims", (2, 1), 3, 7, (1, 3, 2, 1, 5)),
+    mla_case("value_wider_than_key", (3,), 4, 8, (3, 2, 6, 11, 4), 1.7),
+    mla_case("latent_of_one", (1, 0), 2, 4, (2, 3, 2, 3, 1)),
+    mla_case("true_dims_prefill", (0,), 16, 16, (4, 128, 64, 128, 512), 0.07),
+    mla_case("true_dims_decode", (20, 3), 1, 24, (4, 128, 64, 128, 512), 0.07),
+    route_case("v3", 9, 16, 4, (4, 2, 2)),
+    route_case("v3_one_token", 1, 16, 4, (4, 2, 2)),
+    route_case("v3_all_groups", 9, 8, 8, (4, 4, 2)),
+    route_case("v3_one_group", 9, 8, 3),
+    route_case("v3_true_shape", 5, 256, 8, (8, 4, 2)),
+    route_case("v3_not_normalised", 9, 16, 4, (4, 2, 2), normalize=0),
+    route_case("v3_negative_biased_scores", 33, 16, 4, (4, 2, 2), offset=-2.0),
+    route_case("v3_barely_negative", 33, 16, 7, (4, 2, 2), offset=-0.6),
+    route_case("v2_greedy", 9, 8, 3, scoring="softmax", normalize=0, scaling=1.0, bias=0.0),
+    route_case("v2_group_limited", 9, 12, 3, (4, 2, 1), "softmax", normalize=0, scaling=16.0, bias=0.0),
+    route_case("v2_group_limited_normalised", 9, 12, 3, (4, 2, 1), "softmax", scaling=1.0, bias=0.0),
+    route_case("softmax_with_bias", 9, 12, 3, (4, 2, 2), "softmax", bias=0.05),
+    route_case("one_expert", 4, 1, 1),
+    route_case("one_of_many", 9, 8, 1),
+    route_case("ties_all_equal", 5, 8, 3, (4, 2, 2), copies_of=1),
+    route_case("ties_between_groups", 17, 16, 4, (4, 2, 2), copies_of=4),
+    route_case("ties_within_groups", 17, 16, 4, (2, 1, 2), copies_of=3),
+    route_case("ties_softmax", 17, 12, 5, (4, 2, 1), "softmax", normalize=0, bias=0.0, copies_of=6),
+    experts_case("decode", 1, 16, 8, 8, 3),
+    experts_case("prefill", 23, 16, 8, 8, 3),
+    experts_case("one_expert", 3, 5, 7, 1, 1),
+    experts_case("all_experts", 4, 6, 5, 4, 4),
+    experts_case("odd_dims", 5, 33, 17, 6, 2),
+    experts_case("tiny_weights", 9, 16, 8, 8, 3, low=1e-9),
+)
+
+
+def cases(op: str | None = None) -> tuple[Case, ...]:
+    """The table, or one op's part of it."""
+    return tuple(case for case in CASES if op is None or case.op == op)

@@ -1,0 +1,86 @@
+"""The dsv3 ops again, in float64 numpy with plain loops: written from the papers' formulas, sharing no code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def linear(x: Array, weight: Array) -> Array:
+    return np.einsum("...k,nk->...n", x.astype(np.float64), weight.astype(np.float64))
+
+
+def latent_append(cache: Array, kv_c: Array, k_pe: Array, start: Array) -> Array:
+    updated = cache.copy()
+    width = kv_c.shape[2]
+    for b, s in np.ndindex(*kv_c.shape[:2]):
+        updated[b, start[b] + s, :width] = kv_c[b, s]
+        updated[b, start[b] + s, width:] = k_pe[b, s]
+    return updated
+
+
+def mla_attention(q_nope: Array, q_pe: Array, cache: Array, kv_b: Array, start: Array, scale: float) -> Array:
+    """One query and head at a time; a query sees only what the cache holds up to its own position."""
+    batch, queries, heads, nope = q_nope.shape
+    latent_rank = kv_b.shape[1]
+    per_head = kv_b.astype(np.float64).reshape(heads, -1, latent_rank)
+    out = np.empty((batch, queries, heads, per_head.shape[1] - nope))
+    for b, s, h in np.ndindex(batch, queries, heads):
+        seen = cache[b, : start[b] + s + 1].astype(np.float64)
+        expanded = seen[:, :latent_rank] @ per_head[h].T
+        keys = np.concatenate([expanded[:, :nope], seen[:, latent_rank:]], axis=1)
+        query = np.concatenate([q_nope[b, s, h], q_pe[b, s, h]]).astype(np.float64)
+        out[b, s, h] = softmax(keys @ query * scale) @ expanded[:, nope:]
+    return out.reshape(batch, queries, -1)
+
+
+def moe_route(
+    logits: Array,
+    bias: Array,
+    k: int,
+    n_group: int,
+    topk_group: int,
+    group_top: int,
+    scoring: str,
+    normalize: int,
+    scaling: float,
+) -> tuple[Array, Array]:
+    """Ranking by sorting (-score, index), token by token."""
+    ids, weights = [], []
+    for row in logits.astype(np.float64):
+        scores = 1 / (1 + np.exp(-row)) if scoring == "sigmoid" else softmax(row)
+        choice = scores + bias
+        members = np.arange(len(row)).reshape(n_group, -1)
+        group_score = [sum(sorted(choice[group], reverse=True)[:group_top]) for group in members]
+        kept = ranked(group_score)[:topk_group]
+        eligible = sorted(expert for group in kept for expert in members[group])
+        chosen = [eligible[i] for i in ranked([choice[expert] for expert in eligible])[:k]]
+        chosen_weights = scores[chosen] / (scores[chosen].sum() + 1e-20) if normalize else scores[chosen]
+        ids.append(chosen)
+        weights.append(chosen_weights * scaling)
+    return np.array(ids, np.int64).reshape(-1, k), np.array(weights).reshape(-1, k)
+
+
+def ranked(scores: Any) -> list[int]:
+    """Indices by falling score; equal scores (up to float64's rounding) by index."""
+    return sorted(range(len(scores)), key=lambda i: (-round(float(scores[i]), 12), i))
+
+
+def moe_experts(x: Array, ids: Array, weights: Array, gate: Array, up: Array, down: Array) -> Array:
+    out = np.zeros(x.shape)
+    for t, j in np.ndindex(*ids.shape):
+        token, expert = x[t].astype(np.float64), ids[t, j]
+        gated = gate[expert].astype(np.float64) @ token
+        hidden = gated / (1 + np.exp(-gated)) * (up[expert].astype(np.float64) @ token)
+        out[t] += weights[t, j] * (down[expert].astype(np.float64) @ hidden)
+    return out
+
+
+def softmax(x: Array) -> Array:
+    powers = np.exp(x - x.max())
+    shares: Array = powers / powers.sum()
+    return shares

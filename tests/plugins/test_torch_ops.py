@@ -1,0 +1,106 @@
+"""Each torch custom op against the float64 reference, and the rules that torch demands of a custom op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dsv3export.plugins import OPS
+from dsv3export.plugins.latent_append.op import append_in_place, latent_append
+from dsv3export.plugins.mla_attention.op import absorbed, decompressed
+from tests.plugins.cases import Case, cases
+from tests.support.compare import assert_op_close
+
+
+def tensors(case: Case) -> list[torch.Tensor]:
+    return [torch.from_numpy(array.copy()) for array in case.inputs.values()]
+
+
+def call(case: Case) -> tuple[torch.Tensor, ...]:
+    """The op as torch knows it, by its registered name."""
+    name = OPS[case.op].torch_name.removeprefix("dsv3::")
+    result: Any = getattr(torch.ops.dsv3, name)(*tensors(case), *case.attributes.values())
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_agrees_with_the_float64_reference(case: Case) -> None:
+    for port, actual, expected in zip(OPS[case.op].outputs, call(case), case.expected(), strict=True):
+        if port.name == "ids":
+            assert actual.tolist() == expected.tolist()
+        else:
+            assert_op_close(actual, expected, f"{case}.{port.name}")
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_kernel_is_the_op(case: Case) -> None:
+    """The executor calls `Op.kernel`, the reference model the torch op."""
+    result: Any = OPS[case.op].kernel(*tensors(case), *case.attributes.values())
+    for actual, expected in zip(result if isinstance(result, tuple) else (result,), call(case), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_registration(case: Case) -> None:
+    """Schema and fake implementation agree with what the op does: shapes, dtypes, no hidden mutation."""
+    name = OPS[case.op].torch_name.removeprefix("dsv3::")
+    op = getattr(torch.ops.dsv3, name).default
+    arguments = (*tensors(case), *case.attributes.values())
+    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_meta_tensors_give_the_shapes_of_the_results(case: Case) -> None:
+    name = OPS[case.op].torch_name.removeprefix("dsv3::")
+    metas = [tensor.to("meta") for tensor in tensors(case)]
+    result: Any = getattr(torch.ops.dsv3, name)(*metas, *case.attributes.values())
+    for meta, actual in zip(result if isinstance(result, tuple) else (result,), call(case), strict=True):
+        assert (meta.shape, meta.dtype, meta.device.type) == (actual.shape, actual.dtype, "meta")
+
+
+@pytest.mark.parametrize("case", cases("MlaAttention"), ids=str)
+def test_decompressed_and_absorbed_attention_agree(case: Case) -> None:
+    arguments = (*tensors(case), case.attributes["scale"])
+    (expected,) = case.expected()
+    assert_op_close(decompressed(*arguments), expected, "decompressed")
+    assert_op_close(absorbed(*arguments), expected, "absorbed")
+
+
+def test_latent_append_copies_and_its_kernel_writes_in_place() -> None:
+    case = cases("LatentAppend")[1]
+    cache, kv_c, k_pe, start = tensors(case)
+    before = cache.clone()
+    updated = latent_append(cache, kv_c, k_pe, start)
+    assert torch.equal(cache, before)
+    assert append_in_place(cache, kv_c, k_pe, start) is cache
+    assert torch.equal(cache, updated)
+
+
+def test_a_router_bias_selects_but_does_not_weigh() -> None:
+    logits = torch.zeros(1, 4)
+    bias = torch.tensor([0.0, 0.0, 5.0, 4.0])
+    ids, weights = torch.ops.dsv3.moe_route(logits, bias, 2, 1, 1, 1, "sigmoid", 0, 1.0)
+    assert ids.tolist() == [[2, 3]]
+    assert weights.tolist() == [[0.5, 0.5]]
+
+
+def test_masked_groups_lose_to_negative_scores() -> None:
+    """Group 0 wins by its best pair; with 0.0 for masked experts, group 1's would beat the negative third choice."""
+    logits = torch.zeros(1, 6)
+    bias = torch.tensor([1.0, 1.0, -3.0, -0.6, -0.6, -0.6])
+    ids, _ = torch.ops.dsv3.moe_route(logits, bias, 3, 2, 1, 2, "sigmoid", 1, 1.0)
+    assert ids.tolist() == [[0, 1, 2]]
+
+
+def test_the_reference_itself_is_causal() -> None:
+    """A check of the checker: what lies behind a query's position does not matter, what lies before does."""
+    case = next(case for case in cases("MlaAttention") if case.name == "chunk_after_many")
+    (out,) = case.expected()
+    for row, changed in ((62, [2]), (61, [1, 2]), (0, [0, 1, 2])):
+        inputs = {**case.inputs, "cache": case.inputs["cache"].copy()}
+        inputs["cache"][0, row] += 1
+        (other,) = Case(case.op, case.name, inputs, case.attributes).expected()
+        assert np.flatnonzero((out != other).any(axis=(0, 2))).tolist() == changed
