@@ -1,6 +1,6 @@
 """Makes a checkpoint with random weights in Hugging Face's layout: BF16 safetensors, one shard per layer.
 
-    python benchmarks/synthetic.py 0.5b FOLDER
+    python -m benchmarks.synthetic 0.5b FOLDER
 
 Only one shard is in memory at a time.
 """
@@ -18,9 +18,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from presets import PRESETS
 from safetensors.numpy import save_file
 
+from benchmarks.presets import PRESETS
 from dsv3export.checkpoint import expected_tensors
 from dsv3export.config import ModelConfig
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3export.cli.capabilities import BACKENDS, PRECISIONS
-from dsv3export.cli.options import json_option, quiet_option, verbose_option
+from dsv3export.cli.command import Command
+from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import bytes_text, print_json
 
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
     from dsv3export.graphs.build import BuildReport
 
 
-@click.command("build")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+EXAMPLES = (
+    "dsv3export build examples/tiny-dsv3 -o tiny.engine",
+    "dsv3export build path/to/DeepSeek-V3 -o v3.engine --copy-weights",
+    "dsv3export build examples/tiny-dsv3 -o tiny.engine --force --json",
+)
+
+
+@click.command("build", cls=Command, examples=EXAMPLES)
+@click.argument("checkpoint", type=PathName(path_type=Path))
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="ENGINE", help="Directory to create."
+    "-o", "--output", required=True, type=PathName(path_type=Path), metavar="ENGINE", help="Directory to create."
 )
 @click.option("--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True)
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Precision by layer, from a file.")
+@click.option("--recipe", type=PathName(path_type=Path), metavar="FILE", help="Precision by layer, from a file.")
 @click.option("--copy-weights", is_flag=True, help="Copy all weights, so that the engine needs no checkpoint.")
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @quiet_option
@@ -40,16 +48,10 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    r"""Turn CHECKPOINT, a Hugging Face folder of safetensors, into an engine.
+    """Turn CHECKPOINT, a Hugging Face folder of safetensors, into an engine.
 
     The engine appears at ENGINE whole or not at all. Weights that the backend can use as they are stay in the
     checkpoint, which the engine then refers to, unless --copy-weights is given.
-
-    \b
-    Examples:
-      dsv3export build examples/tiny-dsv3 -o tiny.engine
-      dsv3export build path/to/DeepSeek-V3 -o v3.engine --copy-weights
-      dsv3export build examples/tiny-dsv3 -o tiny.engine --force --json
     """
     # torch comes with this import.
     from dsv3export.graphs.build import build_engine

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import click
 
+from dsv3export.cli.command import Command
 from dsv3export.cli.options import verbose_option
 from dsv3export.errors import InternalError
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command("completion")
+EXAMPLES = (
+    "dsv3export completion bash >> ~/.bashrc",
+    "dsv3export completion zsh >> ~/.zshrc",
+    "dsv3export completion fish > ~/.config/fish/completions/dsv3export.fish",
+)
+
+
+@click.command("completion", cls=Command, examples=EXAMPLES)
 @click.argument("shell", type=click.Choice(SHELLS))
 @verbose_option
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    r"""Print the completion script of SHELL on stdout.
-
-    \b
-    Examples:
-      dsv3export completion bash >> ~/.bashrc
-      dsv3export completion zsh >> ~/.zshrc
-      dsv3export completion fish > ~/.config/fish/completions/dsv3export.fish
-    """
+    """Print the completion script of SHELL on stdout."""
     from click.shell_completion import get_completion_class
 
     from dsv3export.cli.failures import PROGRAM

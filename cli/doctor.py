@@ -11,6 +11,7 @@ import click
 from dsv3export import __version__
 from dsv3export.cli.capabilities import Capability, capabilities
 from dsv3export.cli.machine import Cpu, Gpu, Memory, read_cpu, read_gpus, read_memory
+from dsv3export.cli.command import Command
 from dsv3export.cli.options import json_option, verbose_option
 from dsv3export.cli.packages import PackageState, read_packages, read_providers
 from dsv3export.cli.tables import bytes_text, print_facts, print_json, print_table
@@ -29,19 +30,19 @@ class Findings:
     works: tuple[Capability, ...]
 
 
-@click.command("doctor")
+EXAMPLES = (
+    "dsv3export doctor",
+    "dsv3export doctor --probe",
+    "dsv3export doctor --json | jq .works",
+)
+
+
+@click.command("doctor", cls=Command, examples=EXAMPLES)
 @click.option("--probe", is_flag=True, help="Import every package, each in a process of its own (slower).")
 @json_option("Print one line of JSON.")
 @verbose_option
 def command(probe: bool, as_json: bool) -> None:
-    r"""Say what works on this machine, and why not.
-
-    \b
-    Examples:
-      dsv3export doctor
-      dsv3export doctor --probe
-      dsv3export doctor --json | jq .works
-    """
+    """Say what works on this machine, and why not."""
     findings = examine(probe)
     if as_json:
         print_json(as_data(findings))

@@ -37,7 +37,6 @@ REQUIREMENT_OF_MODULE = {
     "torch": "dsv3export[build]",
     "onnx": "dsv3export[build]",
     "onnx_ir": "dsv3export[build]",
-    "onnxscript": "dsv3export[build]",
     "onnxruntime": "dsv3export[cpu]",
     "tokenizers": "dsv3export",
 }

@@ -9,14 +9,23 @@ from typing import Literal
 
 import click
 
-from dsv3export.cli.options import verbose_option
+from dsv3export.cli.command import Command
+from dsv3export.cli.options import PathName, verbose_option
 from dsv3export.cli.subject import find_config
 from dsv3export.engine.resources import resource_errors
 from dsv3export.errors import RequestError, ResourceError
 
 
-@click.command("graph")
-@click.argument("model")
+EXAMPLES = (
+    "dsv3export graph examples/tiny-dsv3",
+    "dsv3export graph deepseek-v3 | less",
+    "dsv3export graph examples/tiny-dsv3 --part mtp",
+    "dsv3export graph path/to/config.json --onnx model.onnx",
+)
+
+
+@click.command("graph", cls=Command, examples=EXAMPLES)
+@click.argument("model", type=PathName())
 @click.option(
     "--part",
     type=click.Choice(["trunk", "mtp"]),
@@ -24,21 +33,17 @@ from dsv3export.errors import RequestError, ResourceError
     show_default=True,
     help="The model, or its multi-token-prediction layer.",
 )
-@click.option("--onnx", "onnx_file", type=click.Path(path_type=Path), metavar="FILE", help="Write ONNX instead.")
+@click.option("--onnx", "onnx_file", type=PathName(path_type=Path), metavar="FILE", help="Write ONNX instead.")
+@click.option("--portable", is_flag=True, help="With --onnx: write dsv3 ops as functions of standard ONNX ops.")
 @verbose_option
-def command(model: str, part: Literal["trunk", "mtp"], onnx_file: Path | None) -> None:
-    r"""Print the traced graph of MODEL: a checkpoint, a config.json, an engine, or a preset's name.
+def command(model: str, part: Literal["trunk", "mtp"], onnx_file: Path | None, portable: bool) -> None:
+    """Print the traced graph of MODEL: a checkpoint, a config.json, an engine, or a preset's name.
 
     No weight is read: a config is enough, whatever the size of the model.
-
-    \b
-    Examples:
-      dsv3export graph examples/tiny-dsv3
-      dsv3export graph deepseek-v3 | less
-      dsv3export graph examples/tiny-dsv3 --part mtp
-      dsv3export graph path/to/config.json --onnx model.onnx
     """
     config = find_config(model)
+    if portable and onnx_file is None:
+        raise RequestError("--portable", expected="--onnx FILE with it", got="none")
     if part == "mtp" and not config.num_nextn_predict_layers:
         raise RequestError("--part mtp", expected="a model with an MTP layer", got=f"{model}, which has none")
     # torch comes with this import: not before the config is known to be good.
@@ -48,10 +53,9 @@ def command(model: str, part: Literal["trunk", "mtp"], onnx_file: Path | None) -
     if onnx_file is None:
         click.echo(print_graph(traced), nl=False)
         return
-    from dsv3export.graphs.lower.onnxruntime import serialize
+    from dsv3export.graphs.onnx_file import portable_onnx, traced_onnx
 
-    # No weight has a location: all of them stay inputs of the graph.
-    write_atomically(onnx_file, serialize(traced, {}))
+    write_atomically(onnx_file, portable_onnx(traced) if portable else traced_onnx(traced))
     click.echo(f"wrote {onnx_file}", err=True)
 
 

@@ -6,31 +6,33 @@ from typing import Any
 
 import click
 
-from dsv3export.cli.options import json_option, quiet_option, verbose_option
+from dsv3export.cli.command import Command
+from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import bytes_text, count_text, print_facts, print_json, print_table
 from dsv3export.errors import EngineError
 
 
-@click.command("inspect")
-@click.argument("path")
+EXAMPLES = (
+    "dsv3export inspect examples/tiny-dsv3",
+    "dsv3export inspect examples/tiny-dsv3 --verify",
+    "dsv3export inspect tiny.engine --json | jq .weights",
+    "dsv3export inspect deepseek-v3",
+)
+
+
+@click.command("inspect", cls=Command, examples=EXAMPLES)
+@click.argument("path", type=PathName())
 @click.option("--verify", is_flag=True, help="Read every weight: finite values, an engine's digests.")
 @quiet_option
 @json_option("Print one line of JSON.")
 @verbose_option
 def command(path: str, verify: bool, quiet: bool, as_json: bool) -> None:
-    r"""Say what PATH holds: a checkpoint, an engine, a config.json, or a preset's name.
+    """Say what PATH holds: a checkpoint, an engine, a config.json, or a preset's name.
 
     Shows config, layers by kind, parameters (total, active, MTP), bytes of weights by dtype, bytes of cache per token,
     and of an engine also recipe, backend, graphs, and whether it and its checkpoint are unaltered. An engine that
     cannot be used is described all the same, then the exit code is 2.
-
-    \b
-    Examples:
-      dsv3export inspect examples/tiny-dsv3
-      dsv3export inspect examples/tiny-dsv3 --verify
-      dsv3export inspect tiny.engine --json | jq .weights
-      dsv3export inspect deepseek-v3
     """
     from dsv3export.cli.inspection import describe
     from dsv3export.cli.subject import find_subject

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import click
+
+from dsv3export.cli.command import Command
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,11 @@ class CommandEntry:
     summary: str
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Command, click.Group):
     """Serves `table` as subcommands; `--help` reads the table only."""
 
-    def __init__(self, table: Sequence[CommandEntry], **attributes: object) -> None:
-        super().__init__(**attributes)  # type: ignore[arg-type]  # forwarded untouched to click.Group
+    def __init__(self, table: Sequence[CommandEntry], **attributes: Any) -> None:
+        super().__init__(**attributes)
         self.table = {entry.name: entry for entry in table}
         if len(self.table) != len(table):
             raise ValueError("two commands have one name")

@@ -32,15 +32,15 @@ COMPLETION_VARIABLE = "_DSV3EXPORT_COMPLETE"
 
 HELP = """Build, run and inspect engines of DeepSeek-V3-architecture models.
 
-\b
-Examples:
-  dsv3export build examples/tiny-dsv3 -o tiny.engine
-  dsv3export run tiny.engine --prompt "And it came to pass"
-  dsv3export inspect tiny.engine
-  dsv3export doctor
-
 Exit codes: 0 done, 2 bad input (one line on stderr says what to mend), 1 a bug in dsv3export.
 """
+
+EXAMPLES = (
+    "dsv3export build examples/tiny-dsv3 -o tiny.engine",
+    'dsv3export run tiny.engine --prompt "And it came to pass"',
+    "dsv3export inspect tiny.engine",
+    "dsv3export doctor",
+)
 
 
 def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -54,6 +54,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
     table=COMMANDS,
     name=PROGRAM,
     help=HELP,
+    examples=EXAMPLES,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -44,3 +44,12 @@ def json_option(help_text: str) -> Callable[[Function], Function]:
 def quiet_option(function: Function) -> Function:
     """`--quiet`, passed to the command as `quiet`."""
     return click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")(function)
+
+
+class PathName(click.Path):
+    """A path that may not be empty: an unset shell variable should not mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)

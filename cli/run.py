@@ -10,14 +10,23 @@ from typing import Any
 
 import click
 
-from dsv3export.cli.options import json_option, verbose_option
+from dsv3export.cli.command import Command
+from dsv3export.cli.options import PathName, json_option, verbose_option
 from dsv3export.cli.prompt import read_prompt
 from dsv3export.cli.tables import bytes_text, print_json
 from dsv3export.cli.transcript import Stats, Transcript
 
 
-@click.command("run")
-@click.argument("engine", type=click.Path(path_type=Path))
+EXAMPLES = (
+    'dsv3export run tiny.engine --prompt "And it came to pass"',
+    "dsv3export run tiny.engine --prompt - --json < prompt.txt",
+    'dsv3export run tiny.engine --prompt "In the beginning" --temperature 0.7 --top-p 0.95 --seed 1',
+    "dsv3export run tiny.engine --prompt-ids 0,12,7 --max-new-tokens 16 --stats",
+)
+
+
+@click.command("run", cls=Command, examples=EXAMPLES)
+@click.argument("engine", type=PathName(path_type=Path))
 @click.option("--prompt", metavar="TEXT", help="The prompt; - reads it from stdin.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids separated by commas, taken as they are.")
 @click.option(
@@ -47,16 +56,9 @@ def command(
     as_json: bool,
     **how: Any,
 ) -> None:
-    r"""Generate text with ENGINE, the directory that `build` wrote.
+    """Generate text with ENGINE, the directory that `build` wrote.
 
     The text goes to stdout as it comes, in UTF-8, with a line break at the end.
-
-    \b
-    Examples:
-      dsv3export run tiny.engine --prompt "And it came to pass"
-      dsv3export run tiny.engine --prompt - --json < prompt.txt
-      dsv3export run tiny.engine --prompt "In the beginning" --temperature 0.7 --top-p 0.95 --seed 1
-      dsv3export run tiny.engine --prompt-ids 0,12,7 --max-new-tokens 16 --stats
     """
     from dsv3export.runtime.engine import Engine
     from dsv3export.runtime.sampling import SamplingParams

@@ -154,7 +154,7 @@ def _bind_weights(files: EngineFiles, graph: bytes, options: ort.SessionOptions)
 
 
 def _wanted_entries(files: EngineFiles, graph: bytes) -> list[WeightEntry]:
-    """The weights that the graph wants. Raises EngineError unless the table has them all, with its dtypes and shapes."""
+    """The weights that the graph wants. Raises EngineError unless the table has them all, of its dtypes and shapes."""
     try:
         wanted = external_initializers(graph)
     except MalformedGraphError as error:

@@ -14,7 +14,7 @@ def ranked(scores: Tensor, count: int) -> Tensor:
 
     torch.topk leaves ties open; a router must not, or two right programs route differently.
     """
-    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count].contiguous()
 
 
 def kept_experts(choice: Tensor, n_group: int, topk_group: int, group_top: int) -> Tensor:

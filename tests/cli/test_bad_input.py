@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,23 +12,7 @@ from tests.cli.bad_configs import BAD_CONFIGS
 from tests.cli.bad_engines import BAD_ENGINES, BadEngine
 from tests.cli.bad_requests import BAD_REQUESTS, BadRequest
 from tests.support.altered import edit_json, hard_copy, linked_copy
-from tests.support.command_line import Outcome, run_here
-
-
-def assert_refused(outcome: Outcome, says: Sequence[str], folder: Path) -> None:
-    """Exit code 2, one line on stderr with all of `says` in it, and nothing on stdout.
-
-    `folder` is that of the test; its name, which tells the case, does not count. Nothing is left there that is called
-    "engine" or begins so.
-    """
-    assert outcome.code == 2, outcome
-    assert len(outcome.err_lines) == 1, outcome.err
-    line = outcome.err_lines[0].replace(str(folder), "")
-    assert line.startswith("dsv3export: error: ")
-    assert [text for text in says if text not in line] == [], line
-    assert "Traceback" not in outcome.err
-    assert outcome.out == ""
-    assert list(folder.glob("engine*")) == []
+from tests.support.command_line import assert_refused, run_here
 
 
 @pytest.mark.parametrize("case", BAD_CHECKPOINTS, ids=lambda case: case.name)

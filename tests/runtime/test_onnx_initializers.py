@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from tests.runtime.toy_model import onnx_graph
 
 def test_reads_what_onnx_wrote() -> None:
     model = onnx.load_from_string(onnx_graph(50))
-    model.graph.initializer.append(onnx.numpy_helper.from_array(onnx.numpy_helper.np.ones(3), "inline"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3), "inline"))
     scalar = model.graph.initializer.add(name="scalar", data_type=onnx.TensorProto.BFLOAT16)
     scalar.data_location = onnx.TensorProto.EXTERNAL
     expected = {

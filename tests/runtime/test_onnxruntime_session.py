@@ -223,7 +223,7 @@ def test_a_table_that_does_not_fit_the_graph_is_refused(
 def test_a_graph_of_no_known_operators_is_refused(tmp_path: Path, tiny_fp8: Path) -> None:
     graph = onnx_graph(2048).replace(b"TensorScatter", b"TensorScotter")
     files = graph_engine(tmp_path / "engine", tiny_fp8, graph, planned(2048))
-    with pytest.raises(BackendError, match="refuses the graph.*TensorScotter") as caught:
+    with pytest.raises(BackendError, match=r"refuses the graph.*TensorScotter") as caught:
         OnnxRuntimeSession(files)
     assert "\n" not in str(caught.value)
 

@@ -1,8 +1,8 @@
 """A toy causal model with the interface of an engine, as a numpy session and as an ONNX engine.
 
 The latent of token t at position p in layer i is embedding_i[t] * (1 + p / 8). The logits at a position are the mean
-of the latents of layer 0 up to there, plus that of layer 1, times a head matrix. So every token of the sequence matters,
-and so does its position; a wrong cache row, start or mask changes the logits.
+of the latents of layer 0 up to there, plus that of layer 1, times a head matrix. So every token of the sequence
+matters, and so does its position; a wrong cache row, start or mask changes the logits.
 """
 
 from __future__ import annotations

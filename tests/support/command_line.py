@@ -6,9 +6,10 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from unittest import mock
 
 from dsv3export.cli.main import call
@@ -37,11 +38,13 @@ def run_here(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
     return Outcome(code, *written)
 
 
-def start(*arguments: str | Path | bytes, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """In a process of its own, with pipes for stdin, stdout and stderr."""
+def start(
+    *arguments: str | Path | bytes, env: Mapping[str, str] | None = None, stdout: int | IO[bytes] = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
+    """In a process of its own, with pipes for what is not given."""
     command = [sys.executable, "-m", "dsv3export", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **(env or {})})
+    return subprocess.Popen(command, stdin=pipe, stdout=stdout, stderr=pipe, env={**os.environ, **(env or {})})
 
 
 def run_process(*arguments: str | Path | bytes, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Outcome:
@@ -49,3 +52,19 @@ def run_process(*arguments: str | Path | bytes, stdin: bytes = b"", env: Mapping
     process = start(*arguments, env=env)
     out, err = process.communicate(stdin, timeout=120)
     return Outcome(process.returncode, out.decode("utf-8"), err.decode("utf-8"))
+
+
+def assert_refused(outcome: Outcome, says: Sequence[str], folder: Path) -> None:
+    """Exit code 2, one line on stderr with all of `says` in it, and nothing on stdout.
+
+    `folder` is that of the test; its name, which tells the case, does not count. Nothing is left there that is called
+    "engine" or begins so.
+    """
+    assert outcome.code == 2, outcome
+    assert len(outcome.err_lines) == 1, outcome.err
+    line = outcome.err_lines[0].replace(str(folder), "")
+    assert line.startswith("dsv3export: error: ")
+    assert [text for text in says if text not in line] == [], line
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    assert list(folder.glob("engine*")) == []

@@ -1,0 +1,52 @@
+"""Starts a worker process with threads that sleep when they have nothing to do, and again if it was disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[1]
+# A thread that spins shows as CPU time and takes cores from others: both clocks would lie on a busy machine. libgomp
+# and Intel's OpenMP read these once, when they are loaded.
+_NO_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+class WorkerError(Exception):
+    """A worker process failed; its error output is the message."""
+
+
+def run_worker(kind: str, threads: int, **job: Any) -> dict[str, Any]:
+    """Run one job of `benchmarks.worker` to its end; returns its result. Raises WorkerError."""
+    environment = {
+        **os.environ, **_NO_SPINNING, **_OFFLINE,
+        "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1",
+    }  # fmt: skip
+    text = json.dumps({"kind": kind, "threads": threads, **job}, default=str)
+    command = [sys.executable, "-m", "benchmarks.worker", text]
+    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise WorkerError(f"{kind} {job.get('subject', '')}: {done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run_undisturbed(kind: str, threads: int, max_others: float, tries: int, **job: Any) -> dict[str, Any]:
+    """As `run_worker`, up to `tries` times until other programs kept away while decode passes were measured.
+
+    Args:
+        max_others: How many cores others may keep busy, on average over a pass, without being in the way.
+
+    Returns:
+        The result that was disturbed least, with "others" (cores, in its worst pass) and "disturbed" added.
+    """
+    results: list[dict[str, Any]] = []
+    while not results or (results[-1]["disturbed"] and len(results) < tries):
+        result = run_worker(kind, threads, **job)
+        others = max(span["others"] for span in result["decode"])
+        results.append({**result, "others": others, "disturbed": others > max_others})
+    return min(results, key=lambda result: float(result["others"]))

@@ -1,0 +1,52 @@
+"""A small engine for the tests of the format: no real graph, three weights of its own, one in the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.dtypes import NUMPY
+from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, GraphRecord, Manifest, WeightEntry
+from dsv3export.engine.plan import PlannedWeight
+from dsv3export.engine.writer import EngineWriter
+
+REFERENCED = "model.layers.1.post_attention_layernorm.weight"
+
+
+def small_plan(source: Checkpoint) -> list[PlannedWeight]:
+    reference = source.tensors[REFERENCED]
+    return [
+        PlannedWeight("bytes", "U8", (3, 5), ("a", "b"), "packed"),
+        PlannedWeight("norm", reference.dtype, reference.shape, (REFERENCED,), "as_stored", reference),
+        PlannedWeight("matrix", "F32", (4, 6), ("c",), "transposed"),
+        PlannedWeight("scalar", "BF16", (), (), "constant"),
+    ]
+
+
+def produce(weight: PlannedWeight) -> np.ndarray[Any, Any]:
+    count = int(np.prod(weight.shape))
+    return np.arange(count).reshape(weight.shape).astype(NUMPY[weight.dtype])
+
+
+def small_manifest(source: Checkpoint, graph: GraphRecord, table: list[WeightEntry]) -> Manifest:
+    return Manifest(
+        producer="dsv3export test",
+        model=source.config.raw,
+        recipe={"precision": "fp32"},
+        backend=BackendRecord("onnxruntime", "1.32.0", 24),
+        graphs={"trunk": graph},
+        checkpoint=CheckpointRecord.from_fingerprint(source.path, source.fingerprint()),
+        weights=tuple(table),
+    )
+
+
+def build_small_engine(out: Path, checkpoint: Path, force: bool = False) -> Manifest:
+    source = Checkpoint.open(checkpoint)
+    with EngineWriter(out, force=force, checkpoint=source) as writer:
+        graph = writer.write_file("graph/trunk.onnx", b"a graph")
+        table = writer.write_weights(small_plan(source), produce)
+        writer.copy_tokenizer(checkpoint)
+        return writer.finish(small_manifest(source, graph, table))

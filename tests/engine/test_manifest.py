@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv3export.engine.manifest import Manifest
+from dsv3export.engine.typed_json import parse_json
+from dsv3export.errors import EngineError
+
+
+@pytest.fixture(scope="module")
+def text(built: Path) -> str:
+    return (built / "engine" / "engine.json").read_text()
+
+
+def parse(document: object) -> Manifest:
+    return Manifest.from_json(parse_json(json.dumps(document).encode(), "engine.json"))
+
+
+def test_survives_writing_and_reading(text: str) -> None:
+    manifest = parse(json.loads(text))
+    assert manifest.to_json() == text
+    assert parse(json.loads(manifest.to_json())) == manifest
+
+
+def test_the_text_does_not_depend_on_the_order_of_tables(text: str) -> None:
+    manifest = parse(json.loads(text))
+    files = dict(reversed(manifest.files.items()))
+    model = dict(reversed(manifest.model.items()))
+    assert dataclasses.replace(manifest, files=files, model=model).to_json() == text
+
+
+def test_it_says_what_the_design_says(text: str) -> None:
+    document = json.loads(text)
+    assert (document["format"], document["version"]) == ("dsv3export-engine", 1)
+    assert document["checkpoint"]["fingerprint"].keys() == {"config_sha256", "files"}
+    by_name = {entry["name"]: entry for entry in document["weights"]}
+    assert list(by_name) == ["bytes", "norm", "matrix", "scalar"]
+    assert by_name["norm"]["location"] == "checkpoint" and by_name["norm"]["file"].startswith("model-0000")
+    assert by_name["bytes"]["sources"] == ["a", "b"] and by_name["bytes"]["transform"] == "packed"
+
+
+PATHS: list[tuple[list[str | int], Any, str]] = [
+    (["format"], "onnx", 'expected "format": "dsv3export-engine", got "onnx"'),
+    (["version"], 2, "expected engine format version 1, got 2. Rebuild"),
+    (["version"], "1", 'expected engine format version 1, got "1"'),
+    (["version"], True, "expected engine format version 1, got true"),
+    (["producer"], None, "producer: expected a string, got null"),
+    (["model"], [], r"model: expected an object, got \[\]"),
+    (["recipe", "precision"], 32, "recipe.precision: expected a string, got 32"),
+    (["backend", "opset"], 0, "backend.opset: expected an integer from 1"),
+    (["backend", "name"], 1, "backend.name: expected a string, got 1"),
+    (["graphs"], 1, "graphs: expected an object, got 1"),
+    (["graphs", "trunk", "sha256"], "abc", "graphs.trunk.sha256: expected 64"),
+    (["graphs", "trunk", "size"], -1, "graphs.trunk.size: expected an integer"),
+    (["checkpoint", "path"], 7, "checkpoint.path: expected a string"),
+    (["checkpoint", "fingerprint", "config_sha256"], "", "config_sha256: expected 64"),
+    (["checkpoint", "mtimes_ns"], [], "mtimes_ns: expected an object"),
+    (["weights"], {}, "weights: expected an array"),
+    (["weights", 0, "shape"], [1.5], r"weights\[0\].shape\[0\]: expected an integer"),
+    (["weights", 0, "shape"], [1] * 9, r"weights\[0\].shape: expected at most 8 dimensions"),
+    (["weights", 1, "offset"], 1e3, r"weights\[1\].offset: expected an integer"),
+    (["weights", 0, "location"], "elsewhere", "location: expected 'engine' or 'checkpoint'"),
+    (["weights", 0, "sources"], "a", "sources: expected an array"),
+    (["weights", 0, "extra"], 1, "expected only the keys"),
+    (["files", "weights/BY_REFERENCE", "size"], None, "size: expected an integer"),
+    (["surplus"], 1, "expected only the keys format, version"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "said"), PATHS)
+def test_values_of_another_kind_are_refused(text: str, path: list[str | int], value: Any, said: str) -> None:
+    document = json.loads(text)
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(EngineError, match=said) as caught:
+        parse(document)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_key_is_needed(text: str) -> None:
+    for key in json.loads(text):
+        document = json.loads(text)
+        del document[key]
+        with pytest.raises(EngineError, match=key):
+            parse(document)
