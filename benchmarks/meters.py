@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_MIN_WALL_FOR_OTHERS = 0.5
 
 
 @dataclass
@@ -19,9 +20,8 @@ class Span:
     Attributes:
         wall: Seconds on the clock.
         cpu: Seconds of CPU time, all threads of this process together.
-        others: Cores that everything else on the machine kept busy meanwhile, on average. Wall time is not to be
-            trusted where this exceeds the cores that were left; counted in ticks of 10 ms, so it says nothing about
-            spans much shorter than a second.
+        others: Cores that everything else on the machine kept busy meanwhile, on average; they slow a span down even
+            on other cores, by the memory that they read. 0.0 for spans too short for the system's ticks of 10 ms.
     """
 
     wall: float = 0.0
@@ -37,7 +37,8 @@ def timed() -> Iterator[Span]:
     yield span
     span.wall = time.perf_counter() - wall
     span.cpu = time.process_time() - cpu
-    span.others = max(0.0, _busy_seconds() - busy - span.cpu) / span.wall
+    if span.wall > _MIN_WALL_FOR_OTHERS:
+        span.others = max(0.0, _busy_seconds() - busy - span.cpu) / span.wall
 
 
 def since_process_start() -> Span:

@@ -11,7 +11,7 @@ from dsv3export.cli.capabilities import BACKENDS, PRECISIONS
 from dsv3export.cli.command import Command
 from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
-from dsv3export.cli.tables import bytes_text, print_json
+from dsv3export.cli.tables import bytes_text, counted, print_json
 
 if TYPE_CHECKING:
     from dsv3export.graphs.build import BuildReport
@@ -97,6 +97,6 @@ def sentence(facts: dict[str, Any]) -> str:
     stored, referenced = facts["weights"]["stored"], facts["weights"]["referenced"]
     return (
         f"built {facts['engine']} in {facts['seconds']:.1f} s: {bytes_text(facts['engine_bytes'])}, "
-        f"{stored['tensors']} weights ({bytes_text(stored['bytes'])}) in the engine, "
+        f"{counted(stored['tensors'], 'weight')} ({bytes_text(stored['bytes'])}) in the engine, "
         f"{referenced['tensors']} ({bytes_text(referenced['bytes'])}) in the checkpoint"
     )

@@ -10,11 +10,15 @@ from dsv3export.cli.packages import PackageState
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp8", "int8", "int4")
 
-BUILD_PACKAGES = ("torch", "onnx", "onnx_ir")
+COMPILER_PACKAGES = ("torch", "onnx", "onnx_ir")
 
-# What each backend needs besides, for a precision that this version implements.
+# What each backend needs, for a precision that this version implements: to run and to build.
 RUN_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("onnxruntime", "fp32"): ("onnxruntime", "tokenizers"),
+}
+# An engine names the version of the backend that it was built for.
+BUILD_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("onnxruntime", "fp32"): (*COMPILER_PACKAGES, "onnxruntime"),
 }
 
 
@@ -35,11 +39,10 @@ def capabilities(packages: Mapping[str, PackageState]) -> tuple[Capability, ...]
 
 
 def _judge(backend: str, precision: str, packages: Mapping[str, PackageState]) -> Capability:
-    run_packages = RUN_PACKAGES.get((backend, precision))
-    if run_packages is None:
+    if (backend, precision) not in RUN_PACKAGES:
         return Capability(backend, precision, False, False, "not implemented in this version")
-    lacks_to_build = _unusable(BUILD_PACKAGES, packages)
-    lacks_to_run = _unusable(run_packages, packages)
+    lacks_to_build = _unusable(BUILD_PACKAGES[backend, precision], packages)
+    lacks_to_run = _unusable(RUN_PACKAGES[backend, precision], packages)
     reasons = [
         f"{verb} needs {', '.join(lacking)}"
         for verb, lacking in (("build", lacks_to_build), ("run", lacks_to_run))

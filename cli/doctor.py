@@ -10,8 +10,8 @@ import click
 
 from dsv3export import __version__
 from dsv3export.cli.capabilities import Capability, capabilities
-from dsv3export.cli.machine import Cpu, Gpu, Memory, read_cpu, read_gpus, read_memory
 from dsv3export.cli.command import Command
+from dsv3export.cli.machine import Cpu, Gpu, Memory, read_cpu, read_gpus, read_memory
 from dsv3export.cli.options import json_option, verbose_option
 from dsv3export.cli.packages import PackageState, read_packages, read_providers
 from dsv3export.cli.tables import bytes_text, print_facts, print_json, print_table

@@ -15,7 +15,6 @@ from dsv3export.cli.subject import find_config
 from dsv3export.engine.resources import resource_errors
 from dsv3export.errors import RequestError, ResourceError
 
-
 EXAMPLES = (
     "dsv3export graph examples/tiny-dsv3",
     "dsv3export graph deepseek-v3 | less",

@@ -9,9 +9,8 @@ import click
 from dsv3export.cli.command import Command
 from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
-from dsv3export.cli.tables import bytes_text, count_text, print_facts, print_json, print_table
+from dsv3export.cli.tables import bytes_text, count_text, counted, print_facts, print_json, print_table
 from dsv3export.errors import EngineError
-
 
 EXAMPLES = (
     "dsv3export inspect examples/tiny-dsv3",
@@ -97,8 +96,13 @@ def _show_weights(weights: dict[str, Any]) -> None:
     for part in ("stored", "referenced"):
         if part in weights:
             where = "in the engine" if part == "stored" else "in the checkpoint"
-            rows.append((f"{where}: {weights[part]['tensors']:,} tensors", bytes_text(weights[part]["bytes"])))
-    rows.append((f"all: {weights['tensors']:,} tensors in {weights['files']} files", bytes_text(weights["bytes"])))
+            rows.append((f"{where}: {counted(weights[part]['tensors'], 'tensor')}", bytes_text(weights[part]["bytes"])))
+    rows.append(
+        (
+            f"all: {counted(weights['tensors'], 'tensor')} in {counted(weights['files'], 'file')}",
+            bytes_text(weights["bytes"]),
+        )
+    )
     print_table("Weights", ("dtype", "size"), rows, right=("size",))
 
 

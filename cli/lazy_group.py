@@ -43,9 +43,9 @@ class LazyGroup(Command, click.Group):
         entry = self.table.get(cmd_name)
         if entry is None:
             return None
-        command = importlib.import_module(entry.module).command
+        command = getattr(importlib.import_module(entry.module), "command", None)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{entry.module}.command is {command!r}, not a click command")
+            raise TypeError(f"{entry.module} has no click command called 'command'")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -16,7 +16,6 @@ from dsv3export.cli.prompt import read_prompt
 from dsv3export.cli.tables import bytes_text, print_json
 from dsv3export.cli.transcript import Stats, Transcript
 
-
 EXAMPLES = (
     'dsv3export run tiny.engine --prompt "And it came to pass"',
     "dsv3export run tiny.engine --prompt - --json < prompt.txt",

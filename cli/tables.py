@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 # Columns of a table that goes to a file or a pipe, where no terminal says how many there are.
 PIPE_WIDTH = 160
@@ -31,12 +32,12 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    console().print(table)
+    _print_below(title, table)
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
@@ -44,13 +45,21 @@ def print_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=True)
+    grid = Table(box=None, show_header=False)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in facts:
         grid.add_row(f"  {label}", Text(str(value)))
-    console().print(grid)
+    _print_below(title, grid)
     console().print()
+
+
+def _print_below(title: str, table: Table) -> None:
+    """The title on a line of its own, however narrow the table is."""
+    from rich.text import Text
+
+    console().print(Text(title, style="bold"), soft_wrap=True)
+    console().print(table)
 
 
 def console() -> Console:
@@ -58,7 +67,7 @@ def console() -> Console:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(file=sys.stdout, width=width, highlight=False, markup=False)
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
 def bytes_text(count: int | None) -> str:
@@ -77,3 +86,8 @@ def count_text(count: int) -> str:
         if count >= value:
             return f"{count / value:.2f} {unit}"
     return f"{count:,}"
+
+
+def counted(count: int, noun: str) -> str:
+    """1 -> '1 tensor', 1234 -> '1,234 tensors'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -27,7 +27,7 @@ class Staging:
     """
 
     def __init__(self, target: Path, force: bool) -> None:
-        self.target = Path(os.path.realpath(target))
+        self.target, self._force = Path(os.path.realpath(target)), force
         self.path = self.target.with_name(self.target.name + ".partial")
         self._aside = self.target.with_name(self.target.name + ".replaced")
         check_target(self.target, force)
@@ -45,8 +45,10 @@ class Staging:
 
     def _recover(self) -> None:
         """Finishes or undoes the exchange of a --force build that was killed in the middle of it."""
-        if not (self._aside / MANIFEST_NAME).is_file():
+        if not os.path.lexists(self._aside):
             return
+        if not (self._aside / MANIFEST_NAME).is_file():
+            raise _foreign(self._aside)
         if self.target.exists():
             shutil.rmtree(self._aside)
         else:
@@ -56,10 +58,9 @@ class Staging:
         """Makes the built folder the target, in one rename; an engine that was there is moved aside and removed."""
         with resource_errors(self.target):
             _sync_folders(self.path)
+            check_target(self.target, self._force)  # again: a build may take hours
             replaces = self.target.exists() and any(self.target.iterdir())
             if replaces:
-                if os.path.lexists(self._aside):
-                    raise EngineError(str(self._aside), expected="no such file", got="one", fix="Move it away.")
                 self.target.rename(self._aside)
             try:
                 self.path.rename(self.target)
@@ -109,9 +110,7 @@ def _acquire(partial: Path) -> int:
     """Creates or takes over `partial`; returns the file descriptor that holds its lock."""
     while True:
         if os.path.lexists(partial) and not _is_ours(partial):
-            raise EngineError(
-                str(partial), expected="no such file", got="one that no build left behind", fix="Move it away."
-            )
+            raise _foreign(partial)
         partial.mkdir(exist_ok=True)
         try:
             lock = os.open(partial / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -127,6 +126,10 @@ def _acquire(partial: Path) -> int:
         except FileNotFoundError:
             pass
         os.close(lock)  # the file that we locked was moved away with a finished build
+
+
+def _foreign(path: Path) -> EngineError:
+    return EngineError(str(path), expected="no such file", got="one that no build left behind", fix="Move it away.")
 
 
 def _is_ours(partial: Path) -> bool:

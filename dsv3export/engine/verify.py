@@ -6,6 +6,8 @@ import hashlib
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -48,10 +50,8 @@ def read_graph(engine: Path, name: str, manifest: Manifest) -> bytes:
     record = manifest.graphs[name]
     path = inside(engine, record.file, f"engine.json: graphs.{name}.file")
     _expect(f"{path}: size in bytes", record.size, _stat(path).st_size)
-    try:
+    with _readable(path):
         data = path.read_bytes()
-    except OSError as error:
-        raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
     _expect(f"{path}: sha256", record.sha256, hashlib.sha256(data).hexdigest())
     return data
 
@@ -118,23 +118,17 @@ def _check_shard(checkpoint: CheckpointRecord, name: str) -> None:
 
 def _header_digest(path: Path) -> str:
     """As `Checkpoint.fingerprint`: sha256 of the length field and the JSON of a safetensors file."""
-    try:
-        with path.open("rb") as file:
-            field = file.read(8)
-            length = int.from_bytes(field, "little")
-            return hashlib.sha256(field + file.read(min(length, MAX_HEADER_BYTES))).hexdigest()
-    except OSError as error:
-        raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
+    with _readable(path), path.open("rb") as file:
+        field = file.read(8)
+        length = int.from_bytes(field, "little")
+        return hashlib.sha256(field + file.read(min(length, MAX_HEADER_BYTES))).hexdigest()
 
 
 def _check_digest(path: Path, record: FileRecord) -> None:
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
+    with _readable(path), path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
     _expect(f"{path}: sha256", record.sha256, digest.hexdigest())
 
 
@@ -147,6 +141,15 @@ def _stat(path: Path, fix: str = REBUILD) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise EngineError(str(path), expected="a regular file", got="something else", fix=fix)
     return status
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block, which reads `path`, into an EngineError."""
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
 
 
 def _expect(what: str, expected: object, got: object, fix: str = REBUILD) -> None:

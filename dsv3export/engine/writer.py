@@ -83,7 +83,7 @@ class EngineWriter:
         progress = progress or NoProgress()
         shards = layout_shards([weight for weight in plan if weight.reference is None])
         total = sum(shard.size for shard in shards)
-        require_free_disk(self._folder, total)
+        require_free_disk(self._open_staging.path, total)
         entries = self._references(plan)
         progress.start("writing weights", total, "bytes")
         for shard in shards:
@@ -108,20 +108,18 @@ class EngineWriter:
         self._write(BY_REFERENCE, [_BY_REFERENCE_TEXT])
         manifest = self._completed(manifest)
         self._write(MANIFEST_NAME, [manifest.to_json().encode()])
-        if self._staging is None:
-            raise InternalError("the engine writer is not open")
-        self._staging.publish()
+        self._open_staging.publish()
         self._staging = None
         return manifest
 
     @property
-    def _folder(self) -> Path:
+    def _open_staging(self) -> Staging:
         if self._staging is None:
             raise InternalError("the engine writer is not open")
-        return self._staging.path
+        return self._staging
 
     def _write(self, name: str, chunks: Sequence[bytes] | Iterator[bytes | memoryview]) -> FileRecord:
-        self._files[name] = write_file(self._folder / name, chunks)
+        self._files[name] = write_file(self._open_staging.path / name, chunks)
         return self._files[name]
 
     def _references(self, plan: Sequence[PlannedWeight]) -> dict[str, WeightEntry]:

@@ -130,9 +130,10 @@ def _options(threads: int) -> ort.SessionOptions:
 def _bind_weights(files: EngineFiles, graph: bytes, options: ort.SessionOptions) -> list[ort.OrtValue]:
     """Offers every weight to the session that `options` will make; returns what has to stay alive with it.
 
-    Large weights go by `add_initializer`, which copies nothing but hides them from constant folding (that would read
-    the file which the graph names, and fail loudly, as the file is shorter). Small ones go by
-    `add_external_initializers`, which copies, so that casts and transposes of norms and tables are folded.
+    Large weights go by `add_initializer`, which copies nothing; but constant folding does not see them and reads the
+    file that the graph names (right for the engine's own weights; for those of the checkpoint the load fails, as
+    BY_REFERENCE is shorter than any large weight). Small ones go by `add_external_initializers`, which copies and
+    which every optimizer sees.
     """
     kept, small_names, small_values = [], [], []
     for entry in _wanted_entries(files, graph):

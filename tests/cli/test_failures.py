@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import threading
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import click
@@ -98,9 +100,21 @@ def test_verbose_before_and_after_the_command(arguments: tuple[str, ...]) -> Non
     assert outcome.err_lines[-1].startswith("dsv3export: error: nowhere")
 
 
-def test_every_optional_package_is_known() -> None:
-    """Those of pyproject's extras that the product imports, by module name."""
-    assert set(failures.REQUIREMENT_OF_MODULE) >= {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"}
+def test_every_optional_package_is_known(root: Path) -> None:
+    """Those of the extras that a user installs, by module name."""
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra in ("cpu", "build"):
+        for requirement in extras[extra]:
+            module = re.split(r"[>=;]", requirement)[0].replace("-", "_")
+            assert failures.REQUIREMENT_OF_MODULE[module] == f"dsv3export[{extra}]"
+
+
+def test_package_whose_metadata_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """`importlib.metadata.version` says it in its own way."""
+    code, err = report(PackageNotFoundError("onnxruntime"), capsys)
+    assert code == 2
+    assert "pip install 'dsv3export[cpu]'" in err
 
 
 def test_reader_that_goes_away(tiny_engine: Path) -> None:

@@ -5,11 +5,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.engine.reader import EngineFiles
@@ -180,6 +183,39 @@ def test_bad_engines_are_refused_in_one_line(engine: Path, case: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         EngineFiles.open(engine)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_byte_is_refused_in_every_file(built: Path, data: st.DataObject) -> None:
+    """In engine.json, which nothing vouches for, it may also pass, e.g. in the producer's name; it never does worse."""
+    paths = sorted(path for path in (built / "engine").rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from([*paths, *[built / "engine/engine.json"] * 8]))
+    original, status = path.read_bytes(), path.stat()
+    changed = bytearray(original)
+    changed[data.draw(st.integers(0, len(original) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        path.write_bytes(changed)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        with pytest.raises(UserError) if path.name != "engine.json" else suppress(UserError):
+            EngineFiles.open(built / "engine")
+    finally:
+        path.write_bytes(original)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["trunk.onnx", "model-00001.safetensors"])
+def test_an_unreadable_file_is_refused(engine: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    opened = Path.open
+
+    def fail(self: Path, *args: Any, **options: Any) -> Any:
+        if self.name == name:
+            raise OSError(5, "Input/output error")
+        return opened(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(EngineError, match=rf"{name}: expected a readable file, got Input/output error"):
+        EngineFiles.open(engine, "full")
 
 
 @pytest.mark.parametrize(("verify", "noticed"), [("auto", False), ("full", True)])

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.staging import LOCK_NAME
 from dsv3export.engine.writer import BY_REFERENCE, EngineWriter, Produce
 from dsv3export.errors import EngineError, InternalError, ResourceError, TokenizerError
-from tests.engine.small_engine import build_small_engine, produce, small_manifest, small_plan
+from tests.engine.small_engine import REFERENCED, build_small_engine, produce, small_manifest, small_plan
 
 
 def contents(folder: Path) -> set[str]:
@@ -255,7 +256,9 @@ BUILD = "build_small_engine(Path(sys.argv[1]), Path(sys.argv[2]))"
 
 def run_script(root: Path, target: Path, checkpoint: Path, before: str = "", action: str = BUILD) -> str:
     command = [sys.executable, "-c", SCRIPT.format(before=before, action=action), str(target), str(checkpoint)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    # not measured: under these limits coverage could not write its own files
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, env=environment)
     assert done.stderr == ""
     return done.stdout.strip()
 
@@ -358,3 +361,33 @@ def test_a_checkpoint_without_tokenizer_is_fine(tmp_path: Path, checkpoint: Path
 def test_a_closed_writer_is_a_bug(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match="not open"):
         EngineWriter(tmp_path / "engine").write_file("x", b"")
+
+
+def test_a_reference_must_be_what_the_plan_says(tmp_path: Path, checkpoint: Path, tiny_bf16: Path) -> None:
+    source = Checkpoint.open(checkpoint)
+    stored = source.tensors[REFERENCED]
+    wrong = [PlannedWeight("w", "F32", (256,), (REFERENCED,), "as_stored", stored)]
+    with pytest.raises(InternalError, match="has another dtype or shape"):
+        write_weights(tmp_path / "engine", wrong, produce, source)
+    right = [PlannedWeight("w", stored.dtype, (256,), (REFERENCED,), "as_stored", stored)]
+    with pytest.raises(InternalError, match="is no file of the checkpoint"):
+        write_weights(tmp_path / "engine", right, produce, Checkpoint.open(tiny_bf16))
+
+
+def test_the_fingerprint_must_cover_what_weights_refer_to(tmp_path: Path, checkpoint: Path, tiny_bf16: Path) -> None:
+    source, other = Checkpoint.open(checkpoint), Checkpoint.open(tiny_bf16)
+    with EngineWriter(tmp_path / "engine", checkpoint=source) as writer:
+        graph = writer.write_file("graph/trunk.onnx", b"")
+        table = writer.write_weights(small_plan(source), produce)
+        manifest = small_manifest(other, graph, table)
+        bare = replace(manifest, checkpoint=replace(manifest.checkpoint, files={}))
+        with pytest.raises(InternalError, match="fingerprint lacks files"):
+            writer.finish(bare)
+
+
+def test_a_tokenizer_file_of_absurd_size_is_an_error(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsv3export.engine.tokenizer_files._MAX_BYTES", 1000)
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: expected at most 1000 bytes, got more"):
+        build_small_engine(tmp_path / "engine", checkpoint)

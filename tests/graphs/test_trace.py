@@ -105,12 +105,7 @@ def test_weights_are_the_checkpoints_tensors(part: str, tiny_fp8: Path) -> None:
     index = json.loads((tiny_fp8 / "model.safetensors.index.json").read_text())["weight_map"]
     config = ModelConfig.from_file(tiny_fp8 / "config.json")
     graph = graph_for(config, "trunk" if part == "trunk" else "mtp").graph
-    used = [
-        name
-        for value in graph.inputs
-        if is_weight(value)
-        for name in checkpoint_tensors(str(value.name), config)
-    ]
+    used = [name for value in graph.inputs if is_weight(value) for name in checkpoint_tensors(str(value.name), config)]
     stored = {name for name in index if not name.endswith("_scale_inv")}
     mtp = {name for name in stored if name.startswith("model.layers.4.")}
     # The MTP layer's copy of the embedding is not read: the trunk's is the same.

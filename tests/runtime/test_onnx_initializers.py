@@ -26,6 +26,13 @@ def test_reads_what_onnx_wrote() -> None:
     assert external_initializers(model.SerializeToString()) == expected
 
 
+def test_packed_dimensions_are_read_too() -> None:
+    tensor = b"\x0a\x03\x80\x01\x05" + b"\x10\x01" + b"\x42\x01w" + b"\x70\x01"  # dims 128, 5; float; "w"; external
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor
+    model = b"\x08\x0b" + b"\x3a" + bytes([len(graph)]) + graph
+    assert external_initializers(model) == {"w": ExternalTensor("w", 1, (128, 5))}
+
+
 @given(st.binary(max_size=60))
 def test_garbage_is_refused_or_holds_nothing(data: bytes) -> None:
     with contextlib.suppress(MalformedGraphError):

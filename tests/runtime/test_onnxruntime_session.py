@@ -58,6 +58,22 @@ def test_any_sequence_of_steps_agrees_with_the_toy_model(session: OnnxRuntimeSes
         assert np.array_equal(ours.view(layer, range(3)), theirs.view(layer, range(3)))
 
 
+@pytest.mark.parametrize("small", [0, 100_000, 1 << 30])
+def test_weights_give_the_same_whichever_way_they_are_bound(
+    session: OnnxRuntimeSession, toy_engine_path: Path, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr("dsv3export.runtime.onnxruntime_session._SMALL", small)
+    other = OnnxRuntimeSession(EngineFiles.open(toy_engine_path), threads=1)
+    step = np.array([[1, 2, 3]]), ints(0), new_cache(), range(1), ints(0, 1, 2)
+    assert np.array_equal(other.step(*step), session.step(*step))
+
+
+def test_a_failure_of_the_backend_is_one_line(session: OnnxRuntimeSession) -> None:
+    with pytest.raises(BackendError, match=r"ONNX Runtime failed in a step: got .*indices") as caught:
+        session.step(np.array([[2048]]), ints(0), new_cache(), range(1), ints(0))
+    assert "\n" not in str(caught.value)
+
+
 def test_padding_on_the_right_is_overwritten_by_the_next_step(session: OnnxRuntimeSession) -> None:
     padded, plain = new_cache(2), new_cache(2)
     both = np.array([[5, 6, 7], [8, 0, 0]])
@@ -95,8 +111,8 @@ def test_returned_logits_are_not_overwritten(session: OnnxRuntimeSession) -> Non
 
 
 def test_bindings_live_as_long_as_their_cache(session: OnnxRuntimeSession) -> None:
-    cache = new_cache()
-    before = len(session._bindings)
+    gc.collect()
+    cache, before = new_cache(), len(session._bindings)
     for start in range(5):
         session.step(np.array([[1]]), ints(start), cache, range(1), ints(0))
     assert len(session._bindings) == before + 1 and len(session._bindings[cache]) == 1
@@ -226,6 +242,14 @@ def test_a_graph_of_no_known_operators_is_refused(tmp_path: Path, tiny_fp8: Path
     with pytest.raises(BackendError, match=r"refuses the graph.*TensorScotter") as caught:
         OnnxRuntimeSession(files)
     assert "\n" not in str(caught.value)
+
+
+def test_a_graph_of_unknown_sizes_is_refused(tmp_path: Path, tiny_fp8: Path) -> None:
+    model = onnx.load_from_string(onnx_graph(2048))
+    model.graph.input[3].type.tensor_type.shape.dim[2].dim_param = "W"
+    files = graph_engine(tmp_path / "engine", tiny_fp8, model.SerializeToString(), planned(2048))
+    with pytest.raises(EngineError, match="one static cache width"):
+        OnnxRuntimeSession(files)
 
 
 def test_a_graph_that_is_none_is_refused(tmp_path: Path, tiny_fp8: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dsv3export.errors import BackendError, RequestError
-from dsv3export.runtime.sampling import Sampler, SamplingParams, candidates
+from dsv3export.runtime.sampling import Sampler, SamplingParams, _descending, candidates
 
 # few distinct values, so that ties are common
 LOGITS = arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([-3.5, -1.0, 0.0, 0.25, 1.0, 2.0, 9.0]))
@@ -25,6 +25,14 @@ def softmax(logits: np.ndarray[Any, Any], temperature: float) -> np.ndarray[Any,
 
 def ranking(logits: np.ndarray[Any, Any]) -> list[int]:
     return sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+
+
+FLOATS = arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32, allow_nan=False))
+
+
+@given(FLOATS)
+def test_ranks_all_floats_with_equals_by_id(logits: Any) -> None:
+    assert _descending(logits).tolist() == ranking(logits)
 
 
 @given(LOGITS)

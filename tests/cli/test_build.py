@@ -1,0 +1,82 @@
+"""`dsv3export build`: summary, quiet, JSON, progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import sys
+from pathlib import Path
+
+from dsv3export.cli import capabilities
+from dsv3export.engine.manifest import Manifest
+from tests.support.command_line import run_here, run_process
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_summary_and_json(tiny_fp8: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "tiny.engine"
+    told = run_here("build", tiny_fp8, "-o", engine)
+    assert (told.code, told.out, len(told.err_lines)) == (0, "", 1)
+    assert told.err.startswith(f"built {engine} in ")
+
+    machine = run_here("build", tiny_fp8, "-o", engine, "--force", "--json")
+    assert (machine.code, machine.err, machine.out.count("\n")) == (0, "", 1)
+    facts = json.loads(machine.out)
+    manifest = Manifest.read(engine)
+    assert facts["engine"] == str(engine)
+    assert (facts["backend"], facts["recipe"]) == ("onnxruntime", {"precision": "fp32"})
+    stored, referenced = facts["weights"]["stored"], facts["weights"]["referenced"]
+    assert stored["tensors"] + referenced["tensors"] == len(manifest.weights)
+    assert stored["bytes"] + referenced["bytes"] == sum(entry.nbytes for entry in manifest.weights)
+    # What is left out of the report is engine.json itself.
+    assert abs(facts["engine_bytes"] + (engine / "engine.json").stat().st_size - size_of(engine)) < 1024
+    assert facts["seconds"] > 0
+
+
+def test_quiet_says_nothing(tiny_fp8: Path, tmp_path: Path) -> None:
+    outcome = run_process("build", tiny_fp8, "--output", tmp_path / "engine", "--quiet")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+
+
+def test_copy_weights(tiny_fp8: Path, tmp_path: Path) -> None:
+    facts = json.loads(run_here("build", tiny_fp8, "-o", tmp_path / "engine", "--copy-weights", "--json").out)
+    assert facts["weights"]["referenced"] == {"tensors": 0, "bytes": 0}
+
+
+def test_progress_on_a_terminal(tiny_fp8: Path, tmp_path: Path) -> None:
+    """All three streams are a terminal: the bar names what it counts and ends at the whole."""
+    shown = on_a_terminal("build", str(tiny_fp8), "-o", str(tmp_path / "engine"))
+    assert "MiB" in shown
+    assert "MB/s" in shown
+    assert f"built {tmp_path}/engine" in shown.replace("\r\n", "")
+    assert "MiB" not in on_a_terminal("build", str(tiny_fp8), "-o", str(tmp_path / "again"), "--quiet")
+
+
+def test_choices_are_those_of_the_compiler() -> None:
+    """The tables are apart because importing the compiler imports torch."""
+    from dsv3export.graphs import build
+
+    assert capabilities.BACKENDS == build.BACKENDS
+    assert capabilities.PRECISIONS == build.PRECISIONS
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """What a command line that succeeds shows on a terminal 100 columns wide."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+        os.execve(sys.executable, [sys.executable, "-m", "dsv3export", *arguments], environment)
+    shown = b""
+    try:
+        while data := os.read(terminal, 4096):
+            shown += data
+    except OSError:
+        # Linux says EIO where others say end of file.
+        pass
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0, shown
+    return shown.decode("utf-8")
