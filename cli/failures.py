@@ -108,21 +108,26 @@ def as_user_error(exception: Exception) -> Exception | None:
         return UserError(_usage_message(exception))
     if isinstance(exception, MemoryError):
         return ResourceError("out of memory", got=str(exception) or "an allocation that failed")
-    if isinstance(exception, ModuleNotFoundError):
-        return _missing_package(exception)
+    if isinstance(exception, ImportError):
+        return _package_error(exception)
     if isinstance(exception, OSError) and exception.errno in REFUSALS:
         return ResourceError(f"{exception.filename or 'input or output'}: {exception.strerror}")
     return None
 
 
-def _missing_package(exception: ModuleNotFoundError) -> BackendError | None:
-    module = (exception.name or "").partition(".")[0]
-    requirement = REQUIREMENT_OF_MODULE.get(module)
-    if requirement is None:
-        return None
-    return BackendError(
-        f"the Python package {module!r} is not installed", fix=f"Install it with: pip install '{requirement}'"
-    )
+def _package_error(exception: ImportError) -> BackendError | None:
+    """A package that is missing, too old, or broken; None where it is none of ours."""
+    frames = traceback.walk_tb(exception.__traceback__)
+    importers = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    # The name that the exception carries; a native library that fails to load carries none.
+    for name in (exception.name or "", *importers):
+        module = name.partition(".")[0]
+        if module in REQUIREMENT_OF_MODULE:
+            missing = isinstance(exception, ModuleNotFoundError) and module == name
+            fault = "is not installed" if missing else f"does not import: {exception}"
+            fix = f"Install it with: pip install '{REQUIREMENT_OF_MODULE[module]}'"
+            return BackendError(f"the Python package {module!r} {fault}", fix=fix)
+    return None
 
 
 def _usage_message(exception: click.ClickException) -> str:

@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.checkpoint.model_weights import checkpoint_tensors, load_float32
-from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, Manifest, WeightEntry
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
@@ -21,16 +19,14 @@ from dsv3export.errors import BackendError
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
 from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.opset import OPSET
-from dsv3export.graphs.packing import AS_STORED, PACKINGS, PackedWeight
+from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import verify
 from dsv3export.graphs.trace import graph_for
+from dsv3export.graphs.weight_plan import pack, plan_weights
 from dsv3export.progress import NoProgress, Progress
 
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp8", "int8", "int4")
-# A tensor below this size is copied even if it could be referenced: an engine should not depend on its checkpoint
-# for the sake of a few router biases.
-MIN_REFERENCE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,16 +68,15 @@ def build_engine(
     checkpoint = Checkpoint.open(Path(checkpoint_path))
     traced = graph_for(checkpoint.config)
     verify(traced)
-    model, weights = lower(traced, _embedding_dtype(checkpoint))
-    packed = {weight.name: weight for weight in weights}
-    plan = [_plan(weight, checkpoint, copy_weights) for weight in weights]
+    lowered = lower(GraphWithWeights.traced(traced), _embedding_dtype(checkpoint))
+    plan = plan_weights(lowered, checkpoint, copy_weights)
 
     def produce(planned: PlannedWeight) -> NDArray[np.generic]:
-        return pack(packed[planned.name], checkpoint)
+        return pack(lowered.weights[planned.name], checkpoint)
 
     with EngineWriter(Path(out), force, checkpoint) as writer:
         entries = writer.write_weights(plan, produce, progress or NoProgress())
-        graph = writer.write_file("graph/trunk.onnx", serialize(model, _locations(entries)))
+        graph = writer.write_file("graph/trunk.onnx", serialize(lowered.model, _locations(entries)))
         writer.copy_tokenizer(checkpoint.path)
         manifest = writer.finish(
             Manifest(
@@ -96,30 +91,6 @@ def build_engine(
         )
     size = graph.size + sum(record.size for record in manifest.files.values())
     return BuildReport(manifest, size, time.monotonic() - started)
-
-
-def pack(weight: PackedWeight, checkpoint: Checkpoint) -> NDArray[np.generic]:
-    """The array of a packed weight."""
-    if weight.packing == AS_STORED:
-        return checkpoint.array(_stored_as(weight, checkpoint.config))
-    return PACKINGS[weight.packing]([load_float32(name, checkpoint) for name in weight.inputs])
-
-
-def _plan(weight: PackedWeight, checkpoint: Checkpoint, copy_weights: bool) -> PlannedWeight:
-    """Decide whether a weight is written or stays in the checkpoint, where it must lie byte for byte as needed."""
-    sources = tuple(name for each in weight.inputs for name in checkpoint_tensors(each, checkpoint.config))
-    planned = PlannedWeight(weight.name, weight.dtype, weight.shape, sources, weight.packing)
-    if copy_weights or len(sources) != 1 or planned.nbytes < MIN_REFERENCE_BYTES:
-        return planned
-    stored = checkpoint.tensors[sources[0]]
-    if stored.dtype != weight.dtype or stored.shape != weight.shape:
-        return planned
-    return PlannedWeight(weight.name, weight.dtype, weight.shape, sources, AS_STORED, stored)
-
-
-def _stored_as(weight: PackedWeight, config: ModelConfig) -> str:
-    (name,) = (source for each in weight.inputs for source in checkpoint_tensors(each, config))
-    return name
 
 
 def _embedding_dtype(checkpoint: Checkpoint) -> str:

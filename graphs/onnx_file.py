@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from dsv3export.graphs.lower.onnxruntime import lower
 from dsv3export.graphs.lower.onnxruntime.ops import generic_row
+from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.plugins.schemas import register_schemas
 
 
@@ -22,8 +23,7 @@ def portable_onnx(model: ir.Model) -> bytes:
 
     The experts' generic function gathers weights per token, which suits short inputs only.
     """
-    portable, _ = lower(model, "F32", generic_row)
-    return _checked(portable)
+    return _checked(lower(GraphWithWeights.traced(model), "F32", generic_row).model)
 
 
 def _checked(model: ir.Model) -> bytes:

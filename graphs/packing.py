@@ -1,45 +1,40 @@
-"""How a weight of the graph is laid out for a backend: a table of packings, numpy arrays in, one array out."""
+"""How weights are laid out for a backend: a table of packings, numpy arrays in, one array out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
+Packing = Callable[[Sequence[Array], Mapping[str, Any]], Array]
 
 
-@dataclass(frozen=True)
-class PackedWeight:
-    """A weight as a backend's graph wants it.
-
-    Args:
-        name: Its name in the lowered main graph.
-        packing: A key of `PACKINGS`.
-        inputs: The weights of the intermediate graph that it is made of, by name.
-        dtype: safetensors dtype name.
-        shape: Its shape after packing.
-    """
-
-    name: str
-    packing: str
-    inputs: tuple[str, ...]
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def _interleave(arrays: Sequence[Array]) -> Array:
+def _interleave(arrays: Sequence[Array], _: Mapping[str, Any]) -> Array:
     """Gate and up [E, I, D] -> [E, 2I, D] with rows gate0, up0, gate1, up1, ... (ONNX Runtime's SwiGLU order)."""
     gate, up = arrays
     experts, width, hidden = gate.shape
     return np.stack([gate, up], axis=2).reshape(experts, 2 * width, hidden)
 
 
-PACKINGS: dict[str, Callable[[Sequence[Array]], Array]] = {
-    "float32": lambda arrays: arrays[0],
+def _w_uk(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
+    """kv_b [H*(Dn+Dv), Dc] -> W^UK [H, Dn, Dc]."""
+    return np.ascontiguousarray(_per_head(arrays[0], dims)[:, : dims["Dn"]])
+
+
+def _w_uv(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
+    """kv_b [H*(Dn+Dv), Dc] -> W^UV transposed [H, Dc, Dv]."""
+    return np.ascontiguousarray(_per_head(arrays[0], dims)[:, dims["Dn"] :].transpose(0, 2, 1))
+
+
+def _per_head(kv_b: Array, dims: Mapping[str, Any]) -> Array:
+    return kv_b.reshape(dims["H"], -1, kv_b.shape[1])
+
+
+PACKINGS: dict[str, Packing] = {
     "interleave_gate_up": _interleave,
+    "w_uk": _w_uk,
+    "w_uv": _w_uv,
 }
-# Values that are already what the graph wants stay in the checkpoint, whatever float type they are stored in.
-AS_STORED = "as_stored"

@@ -28,6 +28,7 @@ def bind_dims(op: Op, shapes: Sequence[Shape]) -> dict[str, int | str]:
     return bound
 
 
-def static_dims(bound: dict[str, int | str]) -> dict[str, int]:
-    """The dimensions that are known before run time."""
-    return {symbol: size for symbol, size in bound.items() if isinstance(size, int)}
+def static_dims(op: Op, bound: dict[str, int | str]) -> dict[str, int]:
+    """The dimensions that are known before run time, and those that the op derives from them."""
+    static = {symbol: size for symbol, size in bound.items() if isinstance(size, int)}
+    return static | {symbol: derive(static) for symbol, derive in op.derived_dims}

@@ -51,6 +51,7 @@ class Op:
         kernel: Computes the op on torch tensors; may reuse a buffer that the op declares as aliased.
         function: Gives the op in standard ONNX ops, as ONNX function text, for known dimensions and attributes;
             any ONNX Runtime runs it.
+        derived_dims: Dimensions that follow from bound ones, e.g. Dv from ``H*(Dn+Dv)``.
         aliases: Output name -> input name for outputs that update an input in place.
     """
 
@@ -62,6 +63,7 @@ class Op:
     attributes: tuple[Attribute, ...]
     kernel: Callable[..., Any]
     function: FunctionText
+    derived_dims: tuple[tuple[str, Callable[[Dims], int]], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
 
 

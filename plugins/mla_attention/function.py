@@ -8,7 +8,7 @@ from dsv3export.plugins.registry import Attributes, Dims
 def function(dims: Dims, attributes: Attributes) -> str:
     """ONNX text for H heads of widths Dn, Dr, Dv over a latent of Dc + Dr."""
     heads, nope, latent = dims["H"], dims["Dn"], dims["Dc"]
-    value = dims["H*(Dn+Dv)"] // heads - nope
+    value = dims["Dv"]
     return f"""
 MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
     zero = Constant <value_ints = [0]> ()

@@ -100,4 +100,5 @@ MLA_ATTENTION = Op(
     attributes=(Attribute("scale", "float", "softmax scale, YaRN's mscale squared folded in"),),
     kernel=mla_attention,
     function=function,
+    derived_dims=(("Dv", lambda dims: dims["H*(Dn+Dv)"] // dims["H"] - dims["Dn"]),),
 )

@@ -18,7 +18,7 @@ from dsv3export.cli.failures import Terminated, exit_code_of
 from dsv3export.cli.main import call
 from dsv3export.cli.options import Invocation
 from dsv3export.errors import ConfigError, InternalError
-from tests.support.command_line import run_here, start
+from tests.support.command_line import assert_refused, run_here, run_process, start
 
 BUG = "internal error (a bug in dsv3export, please report it): "
 HINT = ". Run it again with -v for the traceback: dsv3export -v ..."
@@ -45,7 +45,7 @@ def report(exception: BaseException, capsys: pytest.CaptureFixture[str], verbose
         (OSError(errno.ENOSPC, "No space left"), 2, "error: input or output: No space left"),
         (PermissionError(errno.EACCES, "Denied", "/some/file"), 2, "error: /some/file: Denied"),
         (
-            ModuleNotFoundError("No module named 'torch'", name="torch.export"),
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
             2,
             "error: the Python package 'torch' is not installed. Install it with: pip install 'dsv3export[build]'",
         ),
@@ -115,6 +115,28 @@ def test_package_whose_metadata_are_missing(capsys: pytest.CaptureFixture[str]) 
     code, err = report(PackageNotFoundError("onnxruntime"), capsys)
     assert code == 2
     assert "pip install 'dsv3export[cpu]'" in err
+
+
+@pytest.mark.parametrize(
+    ("package", "body", "says"),
+    [
+        ("torch", "raise ModuleNotFoundError('No module', name='torch')", "'torch' is not installed"),
+        ("torch", "raise ImportError('libtorch.so: cannot open')", "'torch' does not import: libtorch.so: cannot open"),
+        ("torch", "", "'torch' does not import: "),
+        ("onnxruntime", "raise ImportError('libcudart.so.13: cannot open')", "libcudart.so.13: cannot open"),
+        ("tokenizers", "raise ModuleNotFoundError('No module', name='tokenizers')", "'tokenizers' is not installed"),
+    ],
+    ids=["missing", "broken", "too old", "broken onnxruntime", "missing tokenizers"],
+)
+def test_package_that_does_not_import(
+    package: str, body: str, says: str, tiny_fp8: Path, tiny_engine: Path, tmp_path: Path
+) -> None:
+    """Another module of that name stands in front of the package."""
+    (tmp_path / f"{package}.py").write_text(body)
+    build = ("build", tiny_fp8, "-o", tmp_path / "engine")
+    command = build if package == "torch" else ("run", tiny_engine, "--prompt", "x")
+    outcome = run_process(*command, env={"PYTHONPATH": str(tmp_path)})
+    assert_refused(outcome, (says, "pip install 'dsv3export"), tmp_path)
 
 
 def test_reader_that_goes_away(tiny_engine: Path) -> None:

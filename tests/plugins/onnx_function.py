@@ -31,7 +31,7 @@ def known_dims(case: Case) -> dict[str, int]:
     op = OPS[case.op]
     run_time = {"B", "S"} | ({"T"} if case.op != "Linear" else set())
     bound = bind_dims(op, [array.shape for array in case.inputs.values()])
-    return {symbol: size for symbol, size in static_dims(bound).items() if symbol not in run_time}
+    return {symbol: size for symbol, size in static_dims(op, bound).items() if symbol not in run_time}
 
 
 def generic_text(case: Case) -> str:
@@ -47,14 +47,11 @@ def lowered_text(case: Case) -> str:
 def packed_inputs(case: Case) -> dict[str, Array]:
     """A call's inputs as the lowered function takes them, checked against the shapes that its row declares."""
     inputs, dims = dict(case.inputs), known_dims(case)
-    for packing in row(case.op).packings:
-        packed = PACKINGS[packing.packing]([inputs[name] for name in packing.inputs])
-        declared = [_size(dim, dims) for dim in packing.shape]
-        assert list(packed.shape) == declared, f"{packing.packing}: {packed.shape}, declared {declared}"
-        inputs[packing.inputs[0]] = packed
-        for name in packing.inputs[1:]:
-            del inputs[name]
-    return inputs
+    for packed in row(case.op).packed:
+        array = PACKINGS[packed.packing]([inputs[name] for name in packed.inputs], dims)
+        assert list(array.shape) == packed.shape(dims), f"{packed.port}: {array.shape}, not as declared"
+        inputs[packed.port] = array
+    return {port: inputs[port] for port in row(case.op).inputs}
 
 
 def run_function(op: Op, text: str, inputs: Mapping[str, Array]) -> list[Array]:
@@ -88,10 +85,3 @@ def uses_only_standard_ops(text: str) -> bool:
 def _info(name: str, array: Array) -> onnx.ValueInfoProto:
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(array.dtype))
     return onnx.helper.make_tensor_value_info(name, kind, [f"{name}_{axis}" for axis in range(array.ndim)])
-
-
-def _size(dim: str, dims: Mapping[str, int]) -> int:
-    size = 1
-    for factor in dim.split("*"):
-        size *= int(factor) if factor.isdecimal() else dims[factor]
-    return size

@@ -68,7 +68,7 @@ def test_both_forms_of_attention_are_right_at_every_shape(case: Case, decompress
     text = lowered_text(case)
     assert text.count(DECOMPRESS_IF) == 1
     forced = text.replace(DECOMPRESS_IF, f"decompress = {'Equal' if decompress else 'Less'} (zero_scalar, zero_scalar)")
-    check(case, run_function(OPS[case.op], forced, case.inputs))
+    check(case, run_function(OPS[case.op], forced, packed_inputs(case)))
 
 
 @pytest.mark.parametrize("new", [1, 2, 3, 4, 5, 6, 8, 11, 16])
@@ -78,7 +78,7 @@ def test_attention_takes_the_form_that_needs_fewer_multiplications(new: int) -> 
     text = lowered_text(case)
     start = text.index("    out = If (decompress)")
     probe = text[:start] + "    out = Cast <to = 1> (decompress)\n}\n"
-    (decompress,) = run_function(OPS[case.op], probe, case.inputs)
+    (decompress,) = run_function(OPS[case.op], probe, packed_inputs(case))
     assert bool(decompress) == (saved_multiplications(case) > 0)
 
 

@@ -57,7 +57,7 @@ def test_every_op_is_documented(name: str) -> None:
 def test_dims_bind_symbols_across_inputs() -> None:
     bound = bind_dims(OPS["LatentAppend"], [["B", 64, 24], ["B", "S", 20], ["B", "S", 4], ["B"]])
     assert bound == {"B": "B", "T": 64, "Dc+Dr": 24, "S": "S", "Dc": 20, "Dr": 4}
-    assert static_dims(bound) == {"T": 64, "Dc+Dr": 24, "Dc": 20, "Dr": 4}
+    assert static_dims(OPS["Linear"], bound) == {"T": 64, "Dc+Dr": 24, "Dc": 20, "Dr": 4}
 
 
 @pytest.mark.parametrize("leading", [[], [3], ["B", "S"], [1, 2, 3]])

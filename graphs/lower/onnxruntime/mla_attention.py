@@ -8,8 +8,8 @@ from dsv3export.plugins.registry import Attributes, Dims
 def function(dims: Dims, attributes: Attributes) -> str:
     """ONNX text.
 
-    Both forms share w_uk [H, Dn, Dc] and w_uv [H, Dc, Dv] (split off kv_b once, when the session folds constants) and
-    the cache sliced to the longest length T. Multiplications per head and slot, S queries over T cached tokens:
+    Both forms share w_uk [H, Dn, Dc] and w_uv [H, Dc, Dv], the two parts of kv_b, and the cache sliced to the longest
+    length T. Multiplications per head and slot, S queries over T cached tokens:
 
         absorbed      S*T*(2*Dc + Dr) + S*Dc*(Dn + Dv)
         decompressed  S*T*(Dn + Dr + Dv) + T*Dc*(Dn + Dv)
@@ -17,10 +17,10 @@ def function(dims: Dims, attributes: Attributes) -> str:
     so decompressing pays iff S*T*(2*Dc - Dn - Dv) + (S - T)*Dc*(Dn + Dv) > 0.
     """
     heads, nope, rope, latent = dims["H"], dims["Dn"], dims["Dr"], dims["Dc"]
-    value = dims["H*(Dn+Dv)"] // heads - nope
+    value = dims["Dv"]
     scale = repr(attributes["scale"])
     return f"""
-MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
+MlaAttention (q_nope, q_pe, cache, w_uk, w_uv, start) => (out) {{
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
     two = Constant <value_ints = [2]> ()
@@ -43,12 +43,6 @@ MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
     minus_infinity = Constant <value_float = -inf> ()
     nothing = Constant <value_float = 0.0> ()
     mask = Where (hidden, minus_infinity, nothing)
-
-    per_head_shape = Constant <value_ints = [{heads}, {nope + value}, {latent}]> ()
-    per_head = Reshape (kv_b, per_head_shape)
-    widths = Constant <value_ints = [{nope}, {value}]> ()
-    w_uk, w_uv_rows = Split <axis = 1> (per_head, widths)
-    w_uv = Transpose <perm = [0, 2, 1]> (w_uv_rows)
 
     per_pair = Constant <value_int = {2 * latent - nope - value}> ()
     per_token = Constant <value_int = {latent * (nope + value)}> ()

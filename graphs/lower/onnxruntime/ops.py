@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from dsv3export.graphs.lower.onnxruntime.mla_attention import function as mla_attention
 from dsv3export.plugins import OPS
@@ -14,28 +15,41 @@ from dsv3export.plugins.registry import Attributes, Dims, FunctionText
 
 
 @dataclass(frozen=True)
-class Packing:
-    """A packed weight that takes the place of some of an op's weights.
+class Packed:
+    """A weight input of the function that is made from weight inputs of the op.
 
     Args:
+        port: The function's formal input.
         packing: A key of `dsv3export.graphs.packing.PACKINGS`.
-        inputs: The op's formal inputs that it is made of; it stands where the first of them stood.
-        name: Replaces the last part of the first input's weight name.
-        shape: Its dimensions, as symbols of the op's dims or products of a number and a symbol.
+        inputs: The op's formal inputs that it is made of.
+        name: The last part of its name; the rest is that of the first input's weight.
+        dims: Its shape: symbols of the op's dims, or products of a number and a symbol.
     """
 
+    port: str
     packing: str
     inputs: tuple[str, ...]
     name: str
-    shape: tuple[str, ...]
+    dims: tuple[str, ...]
+
+    def shape(self, dims: Dims) -> list[int]:
+        """Its sizes for known dims."""
+        return [prod(int(f) if f.isdecimal() else dims[f] for f in dim.split("*")) for dim in self.dims]
 
 
 @dataclass(frozen=True)
 class Row:
-    """How ONNX Runtime runs an op."""
+    """How ONNX Runtime runs an op.
+
+    Args:
+        function: Its text.
+        inputs: The function's formal inputs, each an input of the op or the port of a packed weight.
+        packed: The packed weights.
+    """
 
     function: FunctionText
-    packings: tuple[Packing, ...] = ()
+    inputs: tuple[str, ...]
+    packed: tuple[Packed, ...] = ()
 
 
 def _linear(dims: Dims, attributes: Attributes) -> str:
@@ -74,11 +88,19 @@ MoEExperts (x, ids, weights, gate_up, down) => (y) {{
 
 
 ROWS: Mapping[str, Row] = {
-    "Linear": Row(_linear),
-    "MlaAttention": Row(mla_attention),
+    "Linear": Row(_linear, ("x", "weight")),
+    "MlaAttention": Row(
+        mla_attention,
+        ("q_nope", "q_pe", "cache", "w_uk", "w_uv", "start"),
+        (
+            Packed("w_uk", "w_uk", ("kv_b",), "w_uk", ("H", "Dn", "Dc")),
+            Packed("w_uv", "w_uv", ("kv_b",), "w_uv", ("H", "Dc", "Dv")),
+        ),
+    ),
     "MoEExperts": Row(
         _moe_experts,
-        (Packing("interleave_gate_up", ("gate", "up"), "gate_up_proj", ("E", "2*I", "D")),),
+        ("x", "ids", "weights", "gate_up", "down"),
+        (Packed("gate_up", "interleave_gate_up", ("gate", "up"), "gate_up_proj", ("E", "2*I", "D")),),
     ),
 }
 
@@ -90,4 +112,4 @@ def row(op: str) -> Row:
 
 def generic_row(op: str) -> Row:
     """An op as its function in standard ops, weights as they are."""
-    return Row(OPS[op].function)
+    return Row(OPS[op].function, tuple(port.name for port in OPS[op].inputs))

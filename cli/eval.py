@@ -1,0 +1,216 @@
+"""`dsv3export eval`: the perplexity of a text, and how far an engine's predictions are from another's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsv3export.cli.command import Command
+from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
+from dsv3export.cli.progress_bar import progress_on_stderr
+from dsv3export.cli.tables import print_facts, print_json
+
+if TYPE_CHECKING:
+    from dsv3export.evaluate import Comparison, Evaluation, LanguageModel
+    from dsv3export.runtime.tokenizer import Tokenizer
+
+# The text is held in memory and tokenized at once.
+MAX_TEXT_BYTES = 64 << 20
+
+EXAMPLES = (
+    "dsv3export eval tiny.engine --text tests/data/goldens/heldout.txt",
+    "dsv3export eval tiny.engine --text tests/data/goldens/heldout.txt --against examples/tiny-dsv3",
+    "dsv3export eval int4.engine --text novel.txt --chunk-tokens 1023 --against fp32.engine --json",
+)
+
+
+@click.command("eval", cls=Command, examples=EXAMPLES)
+@click.argument("engine", type=PathName())
+@click.option("--text", required=True, type=PathName(path_type=Path), metavar="FILE", help="The text, in UTF-8.")
+@click.option(
+    "--chunk-tokens",
+    type=int,
+    default=255,
+    show_default=True,
+    metavar="N",
+    help="Predict each token from at most N tokens before it (a BOS and those of its chunk).",
+)
+@click.option(
+    "--against",
+    type=PathName(),
+    metavar="OTHER",
+    help="Compare the predictions with those of another engine, or of a checkpoint in float32.",
+)
+@click.option("--threads", type=int, metavar="N", help="CPU threads of an engine [default: the physical cores].")
+@quiet_option
+@json_option("Print one line of JSON.")
+@verbose_option
+def command(
+    engine: str, text: Path, chunk_tokens: int, against: str | None, threads: int | None, quiet: bool, as_json: bool
+) -> None:
+    """Say how well ENGINE predicts a text: its perplexity.
+
+    The text is cut into chunks of N tokens, and each is run alone behind a BOS. With --against also the divergence
+    KL(OTHER || ENGINE) of the next-token distributions, in nats, and how often both find the same token the likeliest.
+    ENGINE may be a checkpoint too: then the executor of its graph computes it in float32, which needs the packages of
+    `build`.
+    """
+    from dsv3export.evaluate import compare, evaluate
+
+    content = read_text(text)
+    opened = open_model(engine, threads)
+    ids = tokens_of(opened, content)
+    facts: dict[str, Any] = {"engine": engine, "text": str(text), "chunk_tokens": chunk_tokens}
+    if against is None:
+        with progress_on_stderr(quiet) as progress:
+            facts |= score(evaluate(opened.model, ids, chunk_tokens, progress), content)
+    else:
+        other = open_model(against, threads)
+        require_same_tokens(other, opened, ids, content)
+        with progress_on_stderr(quiet) as progress:
+            comparison = compare(opened.model, other.model, ids, chunk_tokens, progress)
+        facts |= score(comparison.model, content)
+        facts["against"] = {"engine": against} | score(comparison.against, content) | distance(comparison)
+    if as_json:
+        print_json(facts)
+    else:
+        show(facts)
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """An engine, or a checkpoint's executor, with the tokenizer that came with it."""
+
+    path: str
+    model: LanguageModel
+    tokenizer: Tokenizer | None
+
+
+def read_text(path: Path) -> str:
+    """The content of a file, line ends as they are. Raises RequestError: missing, no file, too long, no UTF-8, empty."""
+    from dsv3export.config.json_file import read_small_file
+    from dsv3export.errors import RequestError
+
+    data = read_small_file(path, RequestError, max_bytes=MAX_TEXT_BYTES)
+    if not data:
+        raise RequestError(str(path), expected="a text", got="an empty file")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        got = f"byte 0x{data[bad.start]:02x} at offset {bad.start}"
+        raise RequestError(str(path), expected="UTF-8 text", got=got) from None
+
+
+def open_model(path: str, threads: int | None) -> OpenModel:
+    """Loads an engine, or makes the executor of a checkpoint. Raises UserError."""
+    from dsv3export.cli.subject import find_subject
+    from dsv3export.errors import RequestError
+
+    subject = find_subject(path)
+    if subject.manifest is not None:
+        from dsv3export.runtime.engine import Engine
+
+        loaded = Engine.load(path, threads)
+        return OpenModel(path, loaded, loaded.tokenizer)
+    if subject.checkpoint is None:
+        raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")
+    # torch comes with this import.
+    from dsv3export.graphs import Executor
+    from dsv3export.runtime.tokenizer import Tokenizer
+
+    folder = Path(path)
+    tokenizer = Tokenizer.from_directory(folder) if (folder / "tokenizer.json").exists() else None
+    return OpenModel(path, Executor(subject.checkpoint), tokenizer)
+
+
+def tokens_of(opened: OpenModel, text: str) -> list[int]:
+    """The text's token ids, without special tokens. Raises TokenizerError where the engine has no tokenizer."""
+    from dsv3export.errors import TokenizerError
+
+    if opened.tokenizer is None:
+        raise TokenizerError(
+            opened.path,
+            expected="a tokenizer",
+            got="none",
+            fix="Put tokenizer.json into the checkpoint, and rebuild an engine.",
+        )
+    return opened.tokenizer.encode(text, add_special_tokens=False)
+
+
+def require_same_tokens(other: OpenModel, opened: OpenModel, ids: list[int], text: str) -> None:
+    """Raises RequestError if `other` has a tokenizer that reads the text differently."""
+    from dsv3export.errors import RequestError
+
+    if other.tokenizer is None:
+        return
+    others = other.tokenizer.encode(text, add_special_tokens=False)
+    if others != ids:
+        pairs = zip(ids, others, strict=False)
+        first = next((place for place, (own, its) in enumerate(pairs) if own != its), min(len(ids), len(others)))
+        raise RequestError(
+            f"{opened.path} and {other.path}: vocabularies",
+            expected="one tokenization of the text",
+            got=f"token {first} differs",
+        )
+
+
+def score(evaluation: Evaluation, text: str) -> dict[str, Any]:
+    """The figures of one model, JSON-able; `nll` is a sum in nats. A perplexity beyond float64 is null."""
+    size = len(text.encode("utf-8"))
+    return {
+        "tokens": evaluation.tokens,
+        "nll": evaluation.nll,
+        "nll_mean": evaluation.nll / evaluation.tokens,
+        "perplexity": _finite(evaluation.perplexity),
+        "bits_per_byte": evaluation.nll / math.log(2) / size,
+    }
+
+
+def distance(comparison: Comparison) -> dict[str, Any]:
+    """The figures of two models, JSON-able; divergences in nats."""
+    return {
+        "perplexity_ratio": _finite(comparison.perplexity_ratio),
+        "kl_mean": comparison.kl_mean,
+        "kl_max": comparison.kl_max,
+        "top1_agreement": comparison.top1_agreement,
+    }
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Prints the figures for people."""
+    rows = [
+        ("text", f"{facts['text']}: {facts['tokens']:,} tokens in chunks of {facts['chunk_tokens']:,}"),
+        *_score_rows(facts),
+    ]
+    print_facts(facts["engine"], rows)
+    if "against" not in facts:
+        return
+    other = facts["against"]
+    print_facts(
+        f"against {other['engine']}",
+        [
+            *_score_rows(other),
+            ("perplexity ratio", _figure(other["perplexity_ratio"], ".6f")),
+            ("KL divergence", f"{other['kl_mean']:.3e} nats per token, at most {other['kl_max']:.3e}"),
+            ("top-1 agreement", f"{other['top1_agreement']:.2%}"),
+        ],
+    )
+
+
+def _score_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("perplexity", _figure(facts["perplexity"], ".4f")),
+        ("NLL", f"{facts['nll']:,.3f} nats, {facts['nll_mean']:.5f} per token, {facts['bits_per_byte']:.5f} bits per byte"),
+    ]  # fmt: skip
+
+
+def _figure(value: float | None, style: str) -> str:
+    return "beyond float64" if value is None else format(value, style)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

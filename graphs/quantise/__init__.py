@@ -1,0 +1,22 @@
+"""The arithmetic of reduced precisions: how a float32 weight becomes 8 or 4 bits, and what those bits mean."""
+
+from __future__ import annotations
+
+from dsv3export.graphs.quantise.fp8_matmul import fp8_matmul, quantise_activations
+from dsv3export.graphs.quantise.fp8_weight import dequantise_blocks, quantise_blocks
+from dsv3export.graphs.quantise.int_weight import IntWeight
+from dsv3export.graphs.quantise.integer import dequantise, quantise_groups
+from dsv3export.graphs.quantise.packing import pack, pack_zero_points, unpack
+
+__all__ = [
+    "IntWeight",
+    "dequantise",
+    "dequantise_blocks",
+    "fp8_matmul",
+    "pack",
+    "pack_zero_points",
+    "quantise_activations",
+    "quantise_blocks",
+    "quantise_groups",
+    "unpack",
+]

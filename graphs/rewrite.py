@@ -1,0 +1,145 @@
+"""Rewriting layer kinds together with their weights.
+
+A pass replaces nodes of a kind and may give them weights of another layout. `KindRewriter` collects what happens in
+one kind; `rebuild` then makes the main graph call the kinds with the new weights and works out, for each of them, the
+expression over the model's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from dsv3export.errors import InternalError
+from dsv3export.graphs.values import is_weight, like, mark_weight
+from dsv3export.graphs.weight_expr import WeightExpr, leaf
+
+
+@dataclass(frozen=True)
+class GraphWithWeights:
+    """A model and, for each weight input of its main graph, how that comes about."""
+
+    model: ir.Model
+    weights: Mapping[str, WeightExpr]
+
+    @classmethod
+    def traced(cls, model: ir.Model) -> GraphWithWeights:
+        """A freshly traced model: every weight is itself."""
+        names = [str(value.name) for value in model.graph.inputs if is_weight(value)]
+        return cls(model, {name: leaf(name) for name in names})
+
+
+@dataclass(frozen=True)
+class RewrittenKind:
+    """A kind's weight inputs: the formal names before, and value and expression (over those names) of each after."""
+
+    before: tuple[str, ...]
+    after: tuple[tuple[ir.Value, WeightExpr], ...]
+
+
+class KindRewriter:
+    """Edits one layer kind in place."""
+
+    def __init__(self, function: ir.Function) -> None:
+        self.function = function
+        self._before = tuple(str(value.name) for value in function.inputs if is_weight(value))
+        self._exprs: dict[str, WeightExpr] = {name: leaf(name) for name in self._before}
+        # New weights stand where the first weight stood that they are made of.
+        self._order: dict[str, list[ir.Value]] = {
+            str(value.name): [value] for value in function.inputs if is_weight(value)
+        }
+
+    def weight(
+        self, name: str, dtype: ir.DataType, shape: Sequence[int], packing: str, inputs: Sequence[ir.Value],
+        params: Mapping[str, Any] | None = None,
+    ) -> ir.Value:  # fmt: skip
+        """Declare a weight input that `packing` makes of weight inputs."""
+        value = mark_weight(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
+        expressions = tuple(self._exprs[str(each.name)] for each in inputs)
+        self._exprs[name] = WeightExpr(packing, expressions, tuple(sorted((params or {}).items())))
+        self._order[self._exprs[name].leaves()[0].name].append(value)
+        return value
+
+    def store_as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Declare the same weight in the checkpoint's own dtype instead of float32."""
+        stored = like(value)
+        stored.dtype = dtype
+        name = str(value.name)
+        self._exprs[name] = WeightExpr("as_stored", name=name)
+        self._order[name] = [stored]
+        return stored
+
+    def replace(
+        self, node: ir.Node, op_type: str, domain: str, inputs: Sequence[ir.Value],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Put another node in a node's place; name, outputs and provenance stay."""
+        outputs = [like(value) for value in node.outputs]
+        new = ir.node(op_type, inputs, attributes, domain=domain, outputs=outputs, name=node.name)
+        new.metadata_props.update(node.metadata_props)
+        ir.convenience.replace_nodes_and_values(self.function, node, [node], [new], node.outputs, outputs)
+
+    def finish(self) -> RewrittenKind:
+        """Set the function's inputs: run-time arguments, then the weights that are used."""
+        candidates = [value for values in self._order.values() for value in values]
+        used = [value for value in candidates if value.uses()]
+        arguments = [value for value in self.function.inputs if not is_weight(value)]
+        self.function.inputs.clear()
+        self.function.inputs.extend([*arguments, *used])
+        return RewrittenKind(self._before, tuple((value, self._exprs[str(value.name)]) for value in used))
+
+
+def rebuild(
+    before: GraphWithWeights, kinds: Mapping[str, RewrittenKind], functions: Sequence[ir.Function]
+) -> GraphWithWeights:
+    """The main graph again, calling the rewritten kinds; `functions` are what the calls need besides the kinds."""
+    graph = before.model.graph
+    values = {value: like(value) for value in graph.inputs if not is_weight(value)}
+    inputs = list(values.values())
+    weights: dict[str, ir.Value] = {}
+    exprs: dict[str, WeightExpr] = {}
+    nodes = []
+    for node in graph:
+        kind = kinds[node.op_type]
+        actual = [str(value.name) for value in node.inputs if value is not None and is_weight(value)]
+        names = dict(zip(kind.before, actual, strict=True))
+        arguments = [values[value] for value in node.inputs if value is not None and not is_weight(value)]
+        for formal, expr in kind.after:
+            name = _main_name(str(formal.name), expr, names)
+            exprs[name] = expr.substitute({f: _outer(before.weights[a], expr) for f, a in names.items()})
+            arguments.append(weights.setdefault(name, like(formal, name)))
+        values.update({value: like(value) for value in node.outputs})
+        call = ir.node(
+            node.op_type, arguments, domain=node.domain, outputs=[values[v] for v in node.outputs], name=node.name
+        )
+        call.metadata_props.update(node.metadata_props)
+        nodes.append(call)
+    results = [values[value] for value in graph.outputs]
+    imports = dict(graph.opset_imports) | {function.domain: 1 for function in functions}
+    main = ir.Graph([*inputs, *weights.values()], results, nodes=nodes, opset_imports=imports, name=graph.name)
+    all_functions = [*before.model.functions.values(), *functions]
+    model = ir.Model(main, ir_version=before.model.ir_version, producer_name="dsv3export", functions=all_functions)
+    return GraphWithWeights(model, exprs)
+
+
+def _outer(actual: WeightExpr, rewritten: WeightExpr) -> WeightExpr:
+    """What a formal weight stands for at a call; a weight that is wanted as stored must not have been changed."""
+    if rewritten.packing != "as_stored":
+        return actual
+    if actual.inputs:
+        raise InternalError(f"{actual.describe()} is not stored in the checkpoint")
+    return WeightExpr("as_stored", name=actual.name)
+
+
+def _main_name(formal: str, expr: WeightExpr, names: Mapping[str, str]) -> str:
+    """The main graph's name of a formal weight: the prefix of the weight it is made of, and its own path."""
+    source = expr.leaves()[0].name
+    actual = names[source]
+    if formal == source:
+        return actual
+    if not actual.endswith(source):
+        raise InternalError(f"weight {actual} does not end in its path {source}")
+    return actual.removesuffix(source) + formal

@@ -1,0 +1,59 @@
+"""Which weights an engine stores, which it leaves in the checkpoint, and how the stored ones are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.checkpoint.model_weights import checkpoint_tensors, load_float32
+from dsv3export.engine.plan import PlannedWeight
+from dsv3export.errors import InternalError
+from dsv3export.graphs.packing import PACKINGS
+from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.spec import dims_of
+from dsv3export.graphs.weight_expr import WeightExpr
+
+# A tensor below this size is copied even if it could be referenced: an engine should not depend on its checkpoint
+# for the sake of a few router biases.
+MIN_REFERENCE_BYTES = 1 << 20
+
+_STORED_NAMES: Mapping[ir.DataType, str] = {
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.FLOAT16: "F16",
+}
+
+
+def plan_weights(graph: GraphWithWeights, checkpoint: Checkpoint, copy_weights: bool) -> list[PlannedWeight]:
+    """One row per weight of a lowered graph, in the order of its inputs."""
+    values = {str(value.name): value for value in graph.model.graph.inputs}
+    return [_plan(values[name], expr, checkpoint, copy_weights) for name, expr in graph.weights.items()]
+
+
+def _plan(value: ir.Value, expr: WeightExpr, checkpoint: Checkpoint, copy_weights: bool) -> PlannedWeight:
+    """A weight stays in the checkpoint where one tensor lies there byte for byte as the graph wants it."""
+    if value.dtype is None:
+        raise InternalError(f"weight {value.name} has no dtype")
+    sources = tuple(name for leaf in expr.leaves() for name in checkpoint_tensors(leaf.name, checkpoint.config))
+    dtype, shape = _STORED_NAMES[value.dtype], tuple(int(dim) for dim in dims_of(value))
+    planned = PlannedWeight(str(value.name), dtype, shape, sources, expr.describe())
+    if copy_weights or expr.inputs or len(sources) != 1 or planned.nbytes < MIN_REFERENCE_BYTES:
+        return planned
+    stored = checkpoint.tensors[sources[0]]
+    if (stored.dtype, stored.shape) != (dtype, shape):
+        return planned
+    return PlannedWeight(str(value.name), dtype, shape, sources, "as_stored", stored)
+
+
+def pack(expr: WeightExpr, checkpoint: Checkpoint) -> NDArray[Any]:
+    """The array that a weight expression stands for."""
+    if expr.inputs:
+        return PACKINGS[expr.packing]([pack(each, checkpoint) for each in expr.inputs], dict(expr.params))
+    if expr.packing == "as_stored":
+        (source,) = checkpoint_tensors(expr.name, checkpoint.config)
+        return checkpoint.array(source)
+    return load_float32(expr.name, checkpoint)
