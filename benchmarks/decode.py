@@ -91,7 +91,7 @@ class Comparison:
 
     def _generate(self, subject: str, threads: int) -> dict[str, Any]:
         return run_undisturbed(
-            "generate", threads, _MAX_OTHERS, self.options.tries,
+            "generate", threads, _MAX_OTHERS, self.options.tries, self.options.patience,
             subject=subject, checkpoint=self.checkpoint, engine=self.engine, prompt=self.prompt,
             new_tokens=self.options.new_tokens, passes=self.options.passes, logits=self._logits(subject),
         )  # fmt: skip
@@ -113,6 +113,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--passes", type=int, default=3, help="measured passes in a process, after one to warm up")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each subject, taking turns")
     parser.add_argument("--tries", type=int, default=2, help="runs of a process that other programs disturb, at most")
+    parser.add_argument("--patience", type=float, default=30, help="seconds to wait for other programs, each time")
     parser.add_argument("--work-dir", type=Path, help="where the model is made, for as long as this runs")
     parser.add_argument("--json", type=Path, help="write the result to this file")
     return parser.parse_args()

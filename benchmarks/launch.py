@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.meters import wait_until_quiet
+
 _ROOT = Path(__file__).resolve().parents[1]
 # A thread that spins shows as CPU time and takes cores from others: both clocks would lie on a busy machine. libgomp
 # and Intel's OpenMP read these once, when they are loaded.
@@ -35,17 +37,21 @@ def run_worker(kind: str, threads: int, **job: Any) -> dict[str, Any]:
     return result
 
 
-def run_undisturbed(kind: str, threads: int, max_others: float, tries: int, **job: Any) -> dict[str, Any]:
+def run_undisturbed(
+    kind: str, threads: int, max_others: float, tries: int, patience: float, **job: Any
+) -> dict[str, Any]:
     """As `run_worker`, up to `tries` times until other programs kept away while decode passes were measured.
 
     Args:
         max_others: How many cores others may keep busy, on average over a pass, without being in the way.
+        patience: Seconds to wait before each try for others to become quiet, at most.
 
     Returns:
         The result that was disturbed least, with "others" (cores, in its worst pass) and "disturbed" added.
     """
     results: list[dict[str, Any]] = []
     while not results or (results[-1]["disturbed"] and len(results) < tries):
+        wait_until_quiet(max_others, patience)
         result = run_worker(kind, threads, **job)
         others = max(span["others"] for span in result["decode"])
         results.append({**result, "others": others, "disturbed": others > max_others})

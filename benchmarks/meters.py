@@ -41,6 +41,16 @@ def timed() -> Iterator[Span]:
         span.others = max(0.0, _busy_seconds() - busy - span.cpu) / span.wall
 
 
+def wait_until_quiet(max_others: float, patience: float) -> None:
+    """Return when others keep at most `max_others` cores busy, or after `patience` seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        with timed() as span:
+            time.sleep(1.0)
+        if span.others <= max_others:
+            return
+
+
 def since_process_start() -> Span:
     """From the start of this process until now, its imports included; what others did is not known."""
     uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])

@@ -64,7 +64,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "n_group": 4,
         "topk_group": 2,
     },
-    # 1.9 B parameters, 0.4 B of them at work for a token
+    # 1.9 B parameters, 0.37 B of them at work for a token
     "2b": {
         **_COMMON,
         "hidden_size": 1536,

@@ -18,7 +18,7 @@ RUN_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 # An engine names the version of the backend that it was built for.
 BUILD_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("onnxruntime", "fp32"): (*COMPILER_PACKAGES, "onnxruntime"),
+    ("onnxruntime", "fp32"): COMPILER_PACKAGES,
 }
 
 

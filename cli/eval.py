@@ -91,7 +91,7 @@ class OpenModel:
 
 
 def read_text(path: Path) -> str:
-    """The content of a file, line ends as they are. Raises RequestError: missing, no file, too long, no UTF-8, empty."""
+    """The content of a file, line ends as they are. Raises RequestError if it is missing, too long, no UTF-8, empty."""
     from dsv3export.config.json_file import read_small_file
     from dsv3export.errors import RequestError
 
@@ -202,10 +202,8 @@ def show(facts: dict[str, Any]) -> None:
 
 
 def _score_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("perplexity", _figure(facts["perplexity"], ".4f")),
-        ("NLL", f"{facts['nll']:,.3f} nats, {facts['nll_mean']:.5f} per token, {facts['bits_per_byte']:.5f} bits per byte"),
-    ]  # fmt: skip
+    nll = f"{facts['nll']:,.3f} nats, {facts['nll_mean']:.5f} per token, {facts['bits_per_byte']:.5f} bits per byte"
+    return [("perplexity", _figure(facts["perplexity"], ".4f")), ("NLL", nll)]
 
 
 def _figure(value: float | None, style: str) -> str:

@@ -22,7 +22,7 @@ from dsv3export.cli.options import Invocation, verbose_option
 COMMANDS = (
     CommandEntry("build", "dsv3export.cli.build", "Turn a checkpoint into an engine."),
     CommandEntry("run", "dsv3export.cli.run", "Generate text with an engine."),
-    CommandEntry("eval", "dsv3export.cli.eval", "Say how well an engine predicts a text, and how close to another."),
+    CommandEntry("eval", "dsv3export.cli.eval", "Say how well an engine predicts a text."),
     CommandEntry("inspect", "dsv3export.cli.inspect", "Say what a checkpoint, an engine or a config holds."),
     CommandEntry("graph", "dsv3export.cli.graph", "Print the traced graph of a model, or write it as ONNX."),
     CommandEntry("doctor", "dsv3export.cli.doctor", "Say what works on this machine, and why not."),

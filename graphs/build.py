@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3export import __version__
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, Manifest, WeightEntry
 from dsv3export.engine.plan import PlannedWeight
@@ -80,10 +82,10 @@ def build_engine(
         writer.copy_tokenizer(checkpoint.path)
         manifest = writer.finish(
             Manifest(
-                producer=f"dsv3export {version('dsv3export')}",
+                producer=f"dsv3export {__version__}",
                 model=checkpoint.config.raw,
                 recipe={"precision": precision},
-                backend=BackendRecord(backend, version("onnxruntime"), OPSET),
+                backend=BackendRecord(backend, _onnxruntime_version(), OPSET),
                 graphs={"trunk": graph},
                 checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
                 weights=tuple(entries),
@@ -105,6 +107,14 @@ def _locations(entries: Sequence[WeightEntry]) -> Mapping[str, Location]:
         else Location(BY_REFERENCE, 0, entry.nbytes)
         for entry in entries
     }
+
+
+def _onnxruntime_version() -> str:
+    """The installed version, for the record; a build does not need ONNX Runtime itself."""
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return "not installed"
 
 
 def _check_supported(backend: str, precision: str, recipe: str | Path | None) -> None:

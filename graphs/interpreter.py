@@ -66,7 +66,8 @@ def _run_node(node: ir.Node, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     attributes: dict[str, Any] = {attribute.name: attribute.value for attribute in node.attributes.values()}
     if node.domain == DOMAIN:
         op = OPS[node.op_type]
-        result = op.kernel(*inputs, *(attributes[a.name] for a in op.attributes))
+        absent = [None] * (len(op.inputs) - len(inputs))
+        result = op.kernel(*inputs, *absent, *(attributes[a.name] for a in op.attributes))
     elif node.op_type in KERNELS:
         result = KERNELS[node.op_type](inputs, attributes)
     else:

@@ -33,8 +33,14 @@ def _per_head(kv_b: Array, dims: Mapping[str, Any]) -> Array:
     return kv_b.reshape(dims["H"], -1, kv_b.shape[1])
 
 
+def _blocks(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
+    """Packed numbers [N, P] -> [N, G, P/G], MatMulNBits' shape of the same bytes."""
+    return arrays[0].reshape(dims["N"], dims["G"], dims["P/G"])
+
+
 PACKINGS: dict[str, Packing] = {
     "interleave_gate_up": _interleave,
+    "blocks": _blocks,
     "w_uk": _w_uk,
     "w_uv": _w_uv,
 }

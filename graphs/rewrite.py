@@ -93,9 +93,18 @@ class KindRewriter:
 
 
 def rebuild(
-    before: GraphWithWeights, kinds: Mapping[str, RewrittenKind], functions: Sequence[ir.Function]
+    before: GraphWithWeights,
+    kinds: Mapping[str, RewrittenKind],
+    functions: Sequence[ir.Function],
+    kind_of: Mapping[str, str] | None = None,
 ) -> GraphWithWeights:
-    """The main graph again, calling the rewritten kinds; `functions` are what the calls need besides the kinds."""
+    """The main graph again, calling rewritten kinds.
+
+    Args:
+        kinds: By name.
+        functions: All functions of the new model: the kinds, and what they call.
+        kind_of: Call -> kind, where calls of one kind now go to different ones.
+    """
     graph = before.model.graph
     values = {value: like(value) for value in graph.inputs if not is_weight(value)}
     inputs = list(values.values())
@@ -103,7 +112,8 @@ def rebuild(
     exprs: dict[str, WeightExpr] = {}
     nodes = []
     for node in graph:
-        kind = kinds[node.op_type]
+        name_of_kind = kind_of[str(node.name)] if kind_of else node.op_type
+        kind = kinds[name_of_kind]
         actual = [str(value.name) for value in node.inputs if value is not None and is_weight(value)]
         names = dict(zip(kind.before, actual, strict=True))
         arguments = [values[value] for value in node.inputs if value is not None and not is_weight(value)]
@@ -113,15 +123,14 @@ def rebuild(
             arguments.append(weights.setdefault(name, like(formal, name)))
         values.update({value: like(value) for value in node.outputs})
         call = ir.node(
-            node.op_type, arguments, domain=node.domain, outputs=[values[v] for v in node.outputs], name=node.name
+            name_of_kind, arguments, domain=node.domain, outputs=[values[v] for v in node.outputs], name=node.name
         )
         call.metadata_props.update(node.metadata_props)
         nodes.append(call)
     results = [values[value] for value in graph.outputs]
     imports = dict(graph.opset_imports) | {function.domain: 1 for function in functions}
     main = ir.Graph([*inputs, *weights.values()], results, nodes=nodes, opset_imports=imports, name=graph.name)
-    all_functions = [*before.model.functions.values(), *functions]
-    model = ir.Model(main, ir_version=before.model.ir_version, producer_name="dsv3export", functions=all_functions)
+    model = ir.Model(main, ir_version=before.model.ir_version, producer_name="dsv3export", functions=functions)
     return GraphWithWeights(model, exprs)
 
 

@@ -65,10 +65,11 @@ def _schema(node: ir.Node) -> Iterator[str]:
     if node.domain != DOMAIN or node.op_type not in OPS:
         return
     op = OPS[node.op_type]
-    if len(node.inputs) != len(op.inputs) or len(node.outputs) != len(op.outputs):
+    inputs = op.inputs_given(len(node.inputs))
+    if len(node.inputs) != len(inputs) or len(node.outputs) != len(op.outputs):
         yield f"has {len(node.inputs)} inputs and {len(node.outputs)} outputs"
         return
-    for port, value in zip((*op.inputs, *op.outputs), (*node.inputs, *node.outputs), strict=True):
+    for port, value in zip((*inputs, *op.outputs), (*node.inputs, *node.outputs), strict=True):
         if value is None or value.dtype is None or value.dtype.name.lower() not in map(_ir_name, port.dtypes):
             yield f"{port.name} is not one of {', '.join(port.dtypes)}"
     expected = {attribute.name: _ATTRIBUTE_TYPES[attribute.type] for attribute in op.attributes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from dsv3export.checkpoint.model_weights import checkpoint_tensors, load_float32
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.errors import InternalError
 from dsv3export.graphs.packing import PACKINGS
+from dsv3export.graphs.quantise_weight import INT_PARTS, quantise_weight
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.weight_expr import WeightExpr
@@ -20,11 +22,14 @@ from dsv3export.graphs.weight_expr import WeightExpr
 # A tensor below this size is copied even if it could be referenced: an engine should not depend on its checkpoint
 # for the sake of a few router biases.
 MIN_REFERENCE_BYTES = 1 << 20
+# Gate and up of a bank are interleaved: both stay until numbers, scales and zero points have been written.
+_KEPT_WEIGHTS = 2
 
 _STORED_NAMES: Mapping[ir.DataType, str] = {
     ir.DataType.FLOAT: "F32",
     ir.DataType.BFLOAT16: "BF16",
     ir.DataType.FLOAT16: "F16",
+    ir.DataType.UINT8: "U8",
 }
 
 
@@ -49,11 +54,32 @@ def _plan(value: ir.Value, expr: WeightExpr, checkpoint: Checkpoint, copy_weight
     return PlannedWeight(str(value.name), dtype, shape, sources, "as_stored", stored)
 
 
-def pack(expr: WeightExpr, checkpoint: Checkpoint) -> NDArray[Any]:
-    """The array that a weight expression stands for."""
-    if expr.inputs:
-        return PACKINGS[expr.packing]([pack(each, checkpoint) for each in expr.inputs], dict(expr.params))
-    if expr.packing == "as_stored":
-        (source,) = checkpoint_tensors(expr.name, checkpoint.config)
-        return checkpoint.array(source)
-    return load_float32(expr.name, checkpoint)
+class Packer:
+    """Makes the arrays that weight expressions stand for.
+
+    Numbers, scales and zero points of an integer weight are planned as neighbours: the latest quantised weights are
+    kept, so that each is quantised once.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._quantised: OrderedDict[tuple[WeightExpr, ...], dict[str, NDArray[Any]]] = OrderedDict()
+
+    def pack(self, expr: WeightExpr) -> NDArray[Any]:
+        """The array of an expression."""
+        if expr.packing in INT_PARTS:
+            return self._int_parts(expr)[expr.packing]
+        if expr.inputs:
+            return PACKINGS[expr.packing]([self.pack(each) for each in expr.inputs], dict(expr.params))
+        if expr.packing == "as_stored":
+            (source,) = checkpoint_tensors(expr.name, self._checkpoint.config)
+            return self._checkpoint.array(source)
+        return load_float32(expr.name, self._checkpoint)
+
+    def _int_parts(self, expr: WeightExpr) -> dict[str, NDArray[Any]]:
+        if expr.inputs not in self._quantised:
+            (weight,) = expr.inputs
+            self._quantised[expr.inputs] = quantise_weight(self.pack(weight), **dict(expr.params))
+            while len(self._quantised) > _KEPT_WEIGHTS:
+                self._quantised.popitem(last=False)
+        return self._quantised[expr.inputs]

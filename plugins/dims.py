@@ -18,7 +18,7 @@ def bind_dims(op: Op, shapes: Sequence[Shape]) -> dict[str, int | str]:
         ValueError: An input has another rank than the schema's, or a symbol has two sizes; says which.
     """
     bound: dict[str, int | str] = {}
-    for port, shape in zip(op.inputs, shapes, strict=True):
+    for port, shape in zip(op.inputs_given(len(shapes)), shapes, strict=True):
         symbols = port.dims[1:] if port.dims[0] == "..." else port.dims
         if len(shape) != len(symbols) and (port.dims[0] != "..." or len(shape) < len(symbols)):
             raise ValueError(f"{op.name}.{port.name}: expected dims [{', '.join(port.dims)}], got {list(shape)}")

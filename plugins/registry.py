@@ -23,11 +23,13 @@ class Port:
         name: The formal name, e.g. ``"kv_c"``.
         dtypes: The ONNX tensor types it may have, e.g. ``("float", "bfloat16")``.
         dims: Its dimensions by symbol, e.g. ``("B", "S", "Dc")``; the same symbol is the same size throughout an op.
+        optional: A node may leave it out; optional inputs come last, and are given all or none.
     """
 
     name: str
     dtypes: tuple[str, ...]
     dims: tuple[str, ...]
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Op:
     function: FunctionText
     derived_dims: tuple[tuple[str, Callable[[Dims], int]], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+
+    def inputs_given(self, count: int) -> tuple[Port, ...]:
+        """The inputs of a node with this many: all, or all but the optional ones."""
+        mandatory = tuple(port for port in self.inputs if not port.optional)
+        return mandatory if count == len(mandatory) else self.inputs
 
 
 def by_name(ops: Sequence[Op]) -> dict[str, Op]:

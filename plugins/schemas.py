@@ -42,7 +42,10 @@ def schema(op: Op) -> onnx.defs.OpSchema:
 
 
 def _parameter(port: Port) -> onnx.defs.OpSchema.FormalParameter:
-    return onnx.defs.OpSchema.FormalParameter(port.name, _type_variable(port), f"[{', '.join(port.dims)}]")
+    options = onnx.defs.OpSchema.FormalParameterOption
+    option = options.Optional if port.optional else options.Single
+    shape = f"[{', '.join(port.dims)}]"
+    return onnx.defs.OpSchema.FormalParameter(port.name, _type_variable(port), shape, param_option=option)
 
 
 def _type_variable(port: Port) -> str:

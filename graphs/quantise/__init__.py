@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsv3export.graphs.quantise.fp8_matmul import fp8_matmul, quantise_activations
 from dsv3export.graphs.quantise.fp8_weight import dequantise_blocks, quantise_blocks
 from dsv3export.graphs.quantise.int_weight import IntWeight
-from dsv3export.graphs.quantise.integer import dequantise, quantise_groups
+from dsv3export.graphs.quantise.integer import dequantise, quantise_groups, split_groups
 from dsv3export.graphs.quantise.packing import pack, pack_zero_points, unpack
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "quantise_activations",
     "quantise_blocks",
     "quantise_groups",
+    "split_groups",
     "unpack",
 ]

@@ -36,10 +36,12 @@ def _(x: Tensor, ids: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: T
     return torch.empty_like(x)
 
 
-# Gathers the chosen experts' weights per token: right on any ONNX Runtime, and only for small T to be recommended.
-def function(dims: Dims, attributes: Attributes) -> str:
+def combine_text() -> str:
+    """ONNX text: y from x, ids, weights and the float banks gate, up, down.
+
+    Gathers the chosen experts' weights per token: right on any ONNX Runtime, and only for small T to be recommended.
+    """
     return """
-MoEExperts (x, ids, weights, gate, up, down) => (y) {
     column = Constant <value_ints = [-1]> ()
     one = Constant <value_ints = [1]> ()
     x_rows = Unsqueeze (x, one)
@@ -56,9 +58,12 @@ MoEExperts (x, ids, weights, gate, up, down) => (y) {
     each = Squeeze (each_column, column)
     weights_column = Unsqueeze (weights, column)
     weighted = Mul (each, weights_column)
-    y = ReduceSum <keepdims = 0> (weighted, one)
-}
-"""
+    y = ReduceSum <keepdims = 0> (weighted, one)"""
+
+
+def function(dims: Dims, attributes: Attributes) -> str:
+    """ONNX text."""
+    return f"MoEExperts (x, ids, weights, gate, up, down) => (y) {{{combine_text()}\n}}\n"
 
 
 MOE_EXPERTS = Op(

@@ -18,7 +18,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_command_measures_compares_and_cleans_up(tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "result.json"
     work.mkdir()
-    settings = {"preset": "smoke", "threads": 1, "prompt-tokens": 8, "new-tokens": 3, "repeats": 1, "passes": 2}
+    settings = {
+        "preset": "smoke",
+        "threads": 1,
+        "prompt-tokens": 8,
+        "new-tokens": 3,
+        "repeats": 1,
+        "passes": 2,
+        "patience": 0,
+    }
     options = [f"--{name}={value}" for name, value in {**settings, "work-dir": work, "json": out}.items()]
     command = [sys.executable, "benchmarks/decode.py", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

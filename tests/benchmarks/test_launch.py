@@ -25,7 +25,7 @@ def test_a_disturbed_run_is_repeated_and_the_quietest_kept(
         return {"decode": [{"others": 0.0}, {"others": others[len(seen) - 1]}]}
 
     monkeypatch.setattr(launch, "run_worker", worker)
-    result = run_undisturbed("generate", 1, max_others=0.2, tries=3, subject="x")
+    result = run_undisturbed("generate", 1, max_others=0.2, tries=3, patience=0.0, subject="x")
     assert len(seen) == calls
     assert (result["others"], result["disturbed"]) == (kept, kept > 0.2)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.meters import peak_rss_bytes, since_process_start, timed
+from benchmarks.meters import peak_rss_bytes, since_process_start, timed, wait_until_quiet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +35,15 @@ def test_time_since_the_start_of_the_process_goes_on() -> None:
     second = since_process_start()
     assert second.wall - first.wall > 0.05
     assert 0 < first.cpu <= second.cpu
+
+
+def test_waiting_for_quiet_ends_when_it_is_or_when_patience_does() -> None:
+    with timed() as quiet:
+        wait_until_quiet(max_others=1e9, patience=60)
+    with timed() as impatient:
+        wait_until_quiet(max_others=-1.0, patience=1.5)
+    assert quiet.wall < 30
+    assert 1.5 <= impatient.wall < 30
 
 
 def test_peak_memory_counts_what_was_used_and_given_back() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dsv3export.graphs.quantise import dequantise, quantise_groups
+from dsv3export.graphs.quantise import dequantise, quantise_groups, split_groups
 
 WEIGHTS = hnp.arrays(
     np.float32,
@@ -64,3 +64,13 @@ def test_groups_do_not_see_one_another() -> None:
     weight = np.array([[1, 2, 3, 4, 100, 200, 300, 400]], np.float32)
     apart = np.concatenate([dequantise(quantise_groups(half, 4, 4, True), 4, 4) for half in np.split(weight, 2, 1)], 1)
     np.testing.assert_array_equal(dequantise(quantise_groups(weight, 4, 4, True), 4, 4), apart)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("group", "groups"), [(None, 4), (128, 4)])
+def test_splitting_groups_changes_no_value(group: int | None, groups: int, symmetric: bool) -> None:
+    weight = np.random.default_rng(0).normal(size=(3, 200)).astype(np.float32)
+    whole = quantise_groups(weight, 4, group, symmetric)
+    parts = split_groups(whole, group, 64)
+    assert parts.scale.shape == (3, groups)
+    np.testing.assert_array_equal(dequantise(parts, 4, 64), dequantise(whole, 4, group))

@@ -47,7 +47,7 @@ def lower(before: GraphWithWeights, embedding_dtype: str, row_of: Callable[[str]
             _store_embedding(rewriter, _STORED_TYPES[embedding_dtype])
         kinds[function.name] = rewriter.finish()
         function.opset_imports[FUNCTION_DOMAIN] = 1
-    after = rebuild(before, kinds, op_functions.all())
+    after = rebuild(before, kinds, [*before.model.functions.values(), *op_functions.all()])
     after.model.graph.opset_imports[ORT_DOMAIN] = 1
     return after
 
@@ -55,17 +55,18 @@ def lower(before: GraphWithWeights, embedding_dtype: str, row_of: Callable[[str]
 def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions, row_of: Callable[[str], Row]) -> None:
     """Make a dsv3 node a call of ONNX Runtime's function for it."""
     op, how = OPS[node.op_type], row_of(node.op_type)
-    values = {port.name: value for port, value in zip(op.inputs, node.inputs, strict=True) if value is not None}
+    ports = op.inputs_given(len(node.inputs))
+    values = {port.name: value for port, value in zip(ports, node.inputs, strict=True) if value is not None}
     dims = static_dims(op, bind_dims(op, [dims_of(value) for value in values.values()]))
     attributes = {attribute.name: attribute.value for attribute in node.attributes.values()}
     name = op_functions.name_for(op.name, how.function(dims, attributes))
     for packed in how.packed:
-        sources = [values[port] for port in packed.inputs]
-        path = f"{str(sources[0].name).rpartition('.')[0]}.{packed.name}"
-        values[packed.port] = rewriter.weight(
-            path, ir.DataType.FLOAT, packed.shape(dims), packed.packing, sources, dims
-        )
-    rewriter.replace(node, name, FUNCTION_DOMAIN, [values[port] for port in how.inputs])
+        sources = [values[port] for port in packed.inputs if port in values]
+        if sources:
+            dtype = sources[0].dtype or ir.DataType.UNDEFINED
+            path = f"{node.name}.{packed.name}"
+            values[packed.port] = rewriter.weight(path, dtype, packed.shape(dims), packed.packing, sources, dims)
+    rewriter.replace(node, name, FUNCTION_DOMAIN, [values[port] for port in how.inputs if port in values])
 
 
 def _store_embedding(rewriter: KindRewriter, dtype: ir.DataType) -> None:

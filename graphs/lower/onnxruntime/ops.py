@@ -22,7 +22,7 @@ class Packed:
         port: The function's formal input.
         packing: A key of `dsv3export.graphs.packing.PACKINGS`.
         inputs: The op's formal inputs that it is made of.
-        name: The last part of its name; the rest is that of the first input's weight.
+        name: Its name below the node's.
         dims: Its shape: symbols of the op's dims, or products of a number and a symbol.
     """
 
@@ -43,7 +43,8 @@ class Row:
 
     Args:
         function: Its text.
-        inputs: The function's formal inputs, each an input of the op or the port of a packed weight.
+        inputs: The function's formal inputs, each an input of the op or the port of a packed weight; those that a
+            node leaves out come last.
         packed: The packed weights.
     """
 
@@ -62,13 +63,28 @@ Linear (x, weight) => (y) {
 
 
 def _moe_experts(dims: Dims, attributes: Attributes) -> str:
-    """com.microsoft.MoE routes by itself: softmax over its router input, the k best, renormalised.
-
-    Given log(weight) for the chosen experts and a very low value elsewhere, its softmax is weight / sum(weights):
-    exactly the choice and the proportions of MoERoute; the sum is multiplied back afterwards.
-    """
+    """com.microsoft.MoE, whose router is made to choose as MoERoute did; see `_router_text`."""
     return f"""
 MoEExperts (x, ids, weights, gate_up, down) => (y) {{
+{_router_text(dims)}
+    mixed = com.microsoft.MoE <k = {dims["k"]}, {_SWIGLU}> (x, router, gate_up, , down)
+    y = Mul (mixed, total)
+}}
+"""
+
+
+_SWIGLU = """activation_type = "swiglu", swiglu_fusion = 1, activation_alpha = 1.0, activation_beta = 0.0,
+        normalize_routing_weights = 1"""
+
+
+def _router_text(dims: Dims) -> str:
+    """ONNX text: `router`, what com.microsoft's MoE ops must see to choose `ids` with `weights`, and `total`.
+
+    They route by themselves: softmax over their router input, the k best, renormalised. Given log(weight) for the
+    chosen experts and a very low value elsewhere, that softmax is weight / sum(weights): exactly the choice and the
+    proportions of MoERoute; the sum is multiplied back afterwards.
+    """
+    return f"""
     last = Constant <value_ints = [-1]> ()
     tiny = Constant <value_float = 1e-30> ()
     positive = Max (weights, tiny)
@@ -78,17 +94,48 @@ MoEExperts (x, ids, weights, gate_up, down) => (y) {{
     shape = Concat <axis = 0> (tokens, experts)
     unchosen = ConstantOfShape <value = float[1] {{-1000.0}}> (shape)
     router = ScatterElements <axis = 1> (unchosen, ids, logs)
-    mixed = com.microsoft.MoE <k = {dims["k"]}, activation_type = "swiglu", swiglu_fusion = 1,
-        activation_alpha = 1.0, activation_beta = 0.0, normalize_routing_weights = 1>
-        (x, router, gate_up, , down)
-    total = ReduceSum <keepdims = 1> (weights, last)
+    total = ReduceSum <keepdims = 1> (weights, last)"""
+
+
+def _linear_int(dims: Dims, attributes: Attributes) -> str:
+    """com.microsoft.MatMulNBits; accuracy level 4 computes with activations rounded to int8, 1 with float32."""
+    zero = ", zero_point" if "Z" in dims else ""
+    level = 4 if attributes["activations"] == "int8" else 1
+    return f"""
+LinearInt (x, blocks, scale{zero}) => (y) {{
+    y = com.microsoft.MatMulNBits <K = {dims["K"]}, N = {dims["N"]}, bits = {attributes["bits"]},
+        block_size = {attributes["group"]}, accuracy_level = {level}> (x, blocks, scale{zero})
+}}
+"""
+
+
+def _moe_experts_int(dims: Dims, attributes: Attributes) -> str:
+    """com.microsoft.QMoE, whose router is made to choose as MoERoute did; see `_router_text`."""
+    zeros = "Z" in dims
+    level = 4 if attributes["activations"] == "int8" else 1
+    return f"""
+MoEExpertsInt (x, ids, weights, gate_up, gate_up_scale, down, down_scale{", gate_up_zero, down_zero" if zeros else ""})
+    => (y) {{
+{_router_text(dims)}
+    mixed = com.microsoft.QMoE <k = {dims["k"]}, {_SWIGLU}, expert_weight_bits = {attributes["bits"]},
+        block_size = {attributes["group"]}, weights_prepacked = 0, accuracy_level = {level}>
+        (x, router, gate_up, gate_up_scale, , down, down_scale{", , , , , gate_up_zero, down_zero" if zeros else ""})
     y = Mul (mixed, total)
 }}
 """
 
 
+def _gate_up(port: str, inputs: tuple[str, str], last: str) -> Packed:
+    return Packed(port, "interleave_gate_up", inputs, port, ("E", "2*I", last))
+
+
 ROWS: Mapping[str, Row] = {
     "Linear": Row(_linear, ("x", "weight")),
+    "LinearInt": Row(
+        _linear_int,
+        ("x", "blocks", "scale", "zero_point"),
+        (Packed("blocks", "blocks", ("qweight",), "blocks", ("N", "G", "P/G")),),
+    ),
     "MlaAttention": Row(
         mla_attention,
         ("q_nope", "q_pe", "cache", "w_uk", "w_uv", "start"),
@@ -101,6 +148,15 @@ ROWS: Mapping[str, Row] = {
         _moe_experts,
         ("x", "ids", "weights", "gate_up", "down"),
         (Packed("gate_up", "interleave_gate_up", ("gate", "up"), "gate_up_proj", ("E", "2*I", "D")),),
+    ),
+    "MoEExpertsInt": Row(
+        _moe_experts_int,
+        ("x", "ids", "weights", "gate_up", "gate_up_scale", "down", "down_scale", "gate_up_zero", "down_zero"),
+        (
+            _gate_up("gate_up", ("gate", "up"), "P"),
+            _gate_up("gate_up_scale", ("gate_scale", "up_scale"), "G"),
+            _gate_up("gate_up_zero", ("gate_zero", "up_zero"), "Z"),
+        ),
     ),
 }
 

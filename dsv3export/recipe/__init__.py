@@ -1,0 +1,54 @@
+"""Recipes: which precision each component of a model gets.
+
+`Recipe.for_precision("int4")` is a preset, `Recipe.from_toml(path)` a file of choices on top of one:
+
+    precision = "int4"                 # the preset that the rest changes
+
+    [components.attention]
+    format = "int8"                    # starts from this format's defaults; without it, the preset's scheme is changed
+    group_size = "channel"             # one scale per output channel; or a number of columns
+    symmetric = false
+    activations = "int8"
+    method = "rtn"
+
+    [first_layers]                     # the same for some layers only; they win over [last_layers]
+    count = 1
+    [first_layers.components.routed_experts]
+    format = "int8"
+
+    [last_layers]
+    count = 2
+    [last_layers.components.routed_experts]
+    group_size = 32
+
+`scheme.OPTIONS` is the table of what each format may say. Norms, router and rotary factors are float32 in all recipes.
+"""
+
+from dsv3export.recipe.recipe import LayerGroup, Recipe
+from dsv3export.recipe.scheme import (
+    COMPONENTS,
+    LAYER_COMPONENTS,
+    PRECISIONS,
+    Activations,
+    Component,
+    Format,
+    Method,
+    Precision,
+    RecipeError,
+    Scheme,
+)
+
+__all__ = [
+    "COMPONENTS",
+    "LAYER_COMPONENTS",
+    "PRECISIONS",
+    "Activations",
+    "Component",
+    "Format",
+    "LayerGroup",
+    "Method",
+    "Precision",
+    "Recipe",
+    "RecipeError",
+    "Scheme",
+]

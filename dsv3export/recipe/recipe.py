@@ -1,0 +1,179 @@
+"""A recipe: the scheme of each component, from a preset, a TOML file or an engine's manifest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from dsv3export.config.json_file import read_small_file
+from dsv3export.errors import InternalError
+from dsv3export.recipe.presets import preset
+from dsv3export.recipe.scheme import (
+    COMPONENTS,
+    FORMATS,
+    LAYER_COMPONENTS,
+    OPTION_KEYS,
+    PRECISIONS,
+    Component,
+    Format,
+    Precision,
+    RecipeError,
+    Scheme,
+    check_option,
+)
+from dsv3export.recipe.table import Table
+
+Schemes = Mapping[Component, Scheme]
+
+DESCRIPTION_COLUMNS = ("component", "layers", "precision")
+_KEYS = ("precision", "components", "first_layers", "last_layers")
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Schemes that hold for the first or last `count` decoder layers only."""
+
+    count: int
+    components: Schemes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What precision each component gets.
+
+    Attributes:
+        precision: The preset that it starts from.
+        components: The scheme of every component.
+        first_layers, last_layers: Layers with schemes of their own; where both hold, `first_layers` does.
+        source: Where it came from, for messages.
+    """
+
+    precision: Precision
+    components: Schemes
+    first_layers: LayerGroup | None = None
+    last_layers: LayerGroup | None = None
+    source: str = field(default="recipe", compare=False)
+
+    @classmethod
+    def for_precision(cls, precision: str) -> Recipe:
+        """The preset of that name. Raises RecipeError."""
+        return cls.from_json({"precision": precision})
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Reads a recipe file, as described in the package's docstring. Raises RecipeError."""
+        return cls.from_json(_read_toml(Path(path)), str(path))
+
+    @classmethod
+    def from_json(cls, value: object, source: str = "recipe") -> Recipe:
+        """From what `to_json` made; what is not said is as in the preset. Raises RecipeError, which `source` begins."""
+        table = Table(value, source, "", _KEYS)
+        precision = cast("Precision", table.choice("precision", PRECISIONS))
+        base = preset(precision)
+        schemes = base | _schemes(table.table("components", COMPONENTS), base)
+        first, last = (_group(table, key, schemes) for key in ("first_layers", "last_layers"))
+        return cls(precision, schemes, first, last, source)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything spelled out, in a fixed order, so that other defaults cannot change what it means."""
+        record: dict[str, Any] = {"precision": self.precision, "components": _spelled(self.components)}
+        for key, group in (("first_layers", self.first_layers), ("last_layers", self.last_layers)):
+            if group is not None:
+                record[key] = {"count": group.count, "components": _spelled(group.components)}
+        return record
+
+    def scheme(self, component: Component, layer: int | None, layers: int) -> Scheme:
+        """The scheme of a component.
+
+        Args:
+            layer: The layer it belongs to; None for head and embedding. The MTP layers, which follow the decoder's
+                (`layer` >= `layers`), belong to no group.
+            layers: How many decoder layers the model has.
+        """
+        if component not in LAYER_COMPONENTS:
+            return self.components[component]
+        if layer is None:
+            raise InternalError(f"{component} belongs to a layer")
+        first, last = self.first_layers, self.last_layers
+        if first and layer < first.count and component in first.components:
+            return first.components[component]
+        if last and layers - last.count <= layer < layers and component in last.components:
+            return last.components[component]
+        return self.components[component]
+
+    def check_layers(self, layers: int) -> None:
+        """Raises RecipeError if the recipe speaks of more layers than the model has."""
+        for key, group in (("first_layers", self.first_layers), ("last_layers", self.last_layers)):
+            if group is not None and group.count > layers:
+                expected = f"at most the model's {layers} layers"
+                raise RecipeError(f"{self.source}: {key}.count", expected=expected, got=str(group.count))
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """For people, a row for each scheme of each component: (component, layers, scheme)."""
+        rows: list[tuple[str, str, str]] = []
+        groups = (("first", self.first_layers), ("last", self.last_layers))
+        for component in COMPONENTS:
+            special = [(name, group) for name, group in groups if group and component in group.components]
+            for name, group in special:
+                rows.append((component, f"{name} {group.count}", group.components[component].describe()))
+            rows.append((component, "others" if special else "all", self.components[component].describe()))
+        return rows
+
+
+def _group(table: Table, key: str, schemes: Schemes) -> LayerGroup | None:
+    if key not in table:
+        return None
+    group = table.table(key, ("count", "components"))
+    count = group.count("count")
+    components = group.table("components", LAYER_COMPONENTS)
+    if not components.keys():
+        expected = f"tables for some of {', '.join(LAYER_COMPONENTS)}"
+        raise RecipeError(components.where(), expected=expected, got="none")
+    return LayerGroup(count, _schemes(components, schemes))
+
+
+def _schemes(components: Table, base: Schemes) -> dict[Component, Scheme]:
+    """The schemes of the components that are mentioned, in the order of `COMPONENTS`."""
+    mentioned = (component for component in COMPONENTS if component in components)
+    return {component: _scheme(components, component, base[component]) for component in mentioned}
+
+
+def _scheme(components: Table, component: Component, base: Scheme) -> Scheme:
+    table = components.table(component, ("format", *OPTION_KEYS))
+    format, options = base.format, base.options()
+    if "format" in table:
+        format, options = cast("Format", table.choice("format", FORMATS[component])), {}
+    for key in table.keys():  # noqa: SIM118 (a Table is no mapping)
+        if key != "format":
+            options[key] = check_option(table.where(key), format, key, table.value(key))
+    return Scheme.of(format, options)
+
+
+def _spelled(schemes: Schemes) -> dict[str, dict[str, object]]:
+    return {
+        component: {"format": schemes[component].format, **schemes[component].options()}
+        for component in COMPONENTS
+        if component in schemes
+    }
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    data = read_small_file(path, RecipeError, max_bytes=_MAX_BYTES)
+    try:
+        values: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as bad:
+        got = f"byte 0x{data[bad.start]:02x} at offset {bad.start}"
+        raise RecipeError(str(path), expected="UTF-8 text", got=got) from None
+    except (ValueError, RecursionError) as bad:
+        # ValueError also for a number of thousands of digits.
+        reason = "tables nested too deeply" if isinstance(bad, RecursionError) else str(bad)
+        raise RecipeError(str(path), expected="valid TOML", got=reason) from None
+    return values

@@ -1,0 +1,1 @@
+"""Passes over the intermediate graph, one file each: a graph with its weights in, another out."""

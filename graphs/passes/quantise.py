@@ -1,0 +1,139 @@
+"""The quantise pass: weights, and the ops that use them, get the precision that the recipe gives their component.
+
+Given -> Result, for int8 in groups of 128::
+
+    y = dsv3::Linear(x, q_a_proj.weight: f32[N, K])
+    y = dsv3::LinearInt(x, q_a_proj.weight.q: u8[N, K], q_a_proj.weight.scale: f32[N, K/128]) {bits=8, group=128}
+
+    e = dsv3::MoEExperts(x, ids, weights, gate, up, down)
+    e = dsv3::MoEExpertsInt(x, ids, weights, gate.q, gate.scale, up.q, up.scale, down.q, down.scale) {bits=8, group=128}
+
+Layers of one kind with different schemes become kinds of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from dsv3export.config import ModelConfig
+from dsv3export.errors import InternalError
+from dsv3export.graphs.rewrite import GraphWithWeights, KindRewriter, RewrittenKind, rebuild
+from dsv3export.graphs.spec import dims_of
+from dsv3export.graphs.values import is_weight
+from dsv3export.plugins import DOMAIN
+from dsv3export.recipe import COMPONENTS, Component, Recipe, Scheme
+
+Schemes = tuple[Scheme | None, ...]
+BITS = {"int8": 8, "int4": 4}
+# Scales of whole rows are stored once per so many columns: ONNX Runtime has no wider blocks, and is slow on them.
+CHANNEL_GROUP = 128
+
+
+def quantise(before: GraphWithWeights, recipe: Recipe, config: ModelConfig) -> GraphWithWeights:
+    """Apply a recipe to a traced graph; the given graph stays as it is."""
+    names: dict[tuple[str, Schemes], str] = {}
+    functions: list[ir.Function] = []
+    kinds: dict[str, RewrittenKind] = {}
+    kind_of: dict[str, str] = {}
+    for node in before.model.graph:
+        schemes = _schemes(node, recipe, config)
+        variant = (node.op_type, schemes)
+        if variant not in names:
+            taken = sum(kind == node.op_type for kind, _ in names)
+            names[variant] = node.op_type if not taken else f"{node.op_type}_{taken + 1}"
+            function = before.model.functions[(node.domain, node.op_type, "")].clone()
+            function.name = names[variant]
+            functions.append(function)
+            kinds[function.name] = _quantise_kind(function, dict(zip(COMPONENTS, schemes, strict=True)))
+        kind_of[str(node.name)] = names[variant]
+    return rebuild(before, kinds, functions, kind_of)
+
+
+def _schemes(call: ir.Node, recipe: Recipe, config: ModelConfig) -> Schemes:
+    """The schemes of a call's components, in the order of `COMPONENTS`; None for those that a layer cannot have."""
+    layers = config.num_hidden_layers
+    path = call.metadata_props["dsv3.path"]
+    if path:
+        layer = int(path.removeprefix("layers."))
+        return tuple(recipe.scheme(component, layer, layers) for component in COMPONENTS)
+    outer: tuple[Component, ...] = ("head", "embedding")
+    return tuple(recipe.components[component] if component in outer else None for component in COMPONENTS)
+
+
+def component_of(node: ir.Node) -> Component | None:
+    """The component that a node's weights belong to; None for the router, which stays float32."""
+    path = node.metadata_props["dsv3.module"]
+    if path.startswith("self_attn"):
+        return "attention"
+    if path.startswith("mlp.shared_experts"):
+        return "shared_experts"
+    if path.startswith("mlp.experts"):
+        return "routed_experts"
+    if path.startswith("mlp.gate") and not path.startswith("mlp.gate_proj"):
+        return None
+    if path.startswith("mlp."):
+        return "dense_mlp"
+    return "head"
+
+
+def _quantise_kind(function: ir.Function, schemes: Mapping[Component, Scheme | None]) -> RewrittenKind:
+    rewriter = KindRewriter(function)
+    for node in [node for node in function if node.domain == DOMAIN and node.op_type in ("Linear", "MoEExperts")]:
+        component = component_of(node)
+        scheme = schemes[component] if component else None
+        if scheme is None or scheme.format not in BITS:
+            continue
+        if node.op_type == "Linear":
+            _linear(rewriter, node, scheme)
+        else:
+            _experts(rewriter, node, scheme)
+    return rewriter.finish()
+
+
+def _linear(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
+    x, weight = node.inputs
+    if x is None or weight is None:
+        raise InternalError(f"{node.name} lacks an input")
+    rewriter.replace(node, "LinearInt", DOMAIN, [x, *_packed(rewriter, weight, scheme)], _attributes(scheme))
+
+
+def _experts(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
+    banks = [_packed(rewriter, bank, scheme) for bank in node.inputs if bank is not None and is_weight(bank)]
+    run_time = [value for value in node.inputs if value is not None and not is_weight(value)]
+    weights = [value for bank in banks for value in bank[:2]] + [bank[2] for bank in banks if len(bank) > 2]
+    rewriter.replace(node, "MoEExpertsInt", DOMAIN, [*run_time, *weights], _attributes(scheme))
+
+
+def _attributes(scheme: Scheme) -> dict[str, int | str]:
+    return {
+        "bits": BITS[scheme.format],
+        "group": scheme.group_size or CHANNEL_GROUP,
+        "activations": scheme.activations,
+    }
+
+
+def _packed(rewriter: KindRewriter, weight: ir.Value, scheme: Scheme) -> list[ir.Value]:
+    """The packed numbers, scales and (asymmetric) zero points of a weight [..., N, K]."""
+    *lead, width = _static_dims(weight)
+    bits, group = BITS[scheme.format], scheme.group_size or CHANNEL_GROUP
+    groups = -(-width // group)
+    params = {
+        "bits": bits,
+        "group": group,
+        "per_channel": scheme.group_size is None,
+        "symmetric": scheme.symmetric,
+        "method": scheme.method,
+    }
+    parts = [("q", ir.DataType.UINT8, groups * group * bits // 8), ("scale", ir.DataType.FLOAT, groups)]
+    if not scheme.symmetric:
+        parts.append(("zero_point", ir.DataType.UINT8, -(-groups * bits // 8)))
+    return [
+        rewriter.weight(f"{weight.name}.{part}", dtype, [*lead, last], f"int_{part}", [weight], params)
+        for part, dtype, last in parts
+    ]
+
+
+def _static_dims(value: ir.Value) -> Sequence[int]:
+    return [int(dim) for dim in dims_of(value)]

@@ -1,0 +1,30 @@
+"""A float weight as the packed parts that dsv3::LinearInt and dsv3::MoEExpertsInt take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3export.graphs.quantise import pack, pack_zero_points, quantise_groups, split_groups
+
+INT_PARTS = ("int_q", "int_scale", "int_zero_point")
+
+
+def quantise_weight(
+    weight: NDArray[np.float32], bits: int, group: int, per_channel: bool, symmetric: bool, method: str
+) -> dict[str, NDArray[Any]]:
+    """The parts of a weight [..., N, K], by name.
+
+    Args:
+        group: Columns that share a stored scale.
+        per_channel: One scale for a whole row, stored once per group.
+    """
+    quantised = quantise_groups(weight, bits, None if per_channel else group, symmetric)
+    if per_channel:
+        quantised = split_groups(quantised, None, group)
+    parts: dict[str, NDArray[Any]] = {"int_q": pack(quantised.q, bits, group), "int_scale": quantised.scale}
+    if quantised.zero_point is not None:
+        parts["int_zero_point"] = pack_zero_points(quantised.zero_point, bits)
+    return parts

@@ -1,0 +1,164 @@
+"""Recipes say what they should: presets, files, layer groups, the round trip through a manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dsv3export.recipe
+from dsv3export.errors import InternalError
+from dsv3export.recipe import (
+    COMPONENTS,
+    LAYER_COMPONENTS,
+    PRECISIONS,
+    Component,
+    LayerGroup,
+    Recipe,
+    RecipeError,
+    Scheme,
+)
+from dsv3export.recipe.scheme import FORMATS, OPTIONS
+
+INT4, INT8, BF16 = Scheme.of("int4"), Scheme.of("int8"), Scheme.of("bf16")
+
+
+def from_text(tmp_path: Path, text: str) -> Recipe:
+    path = tmp_path / "mix.toml"
+    path.write_text(text)
+    return Recipe.from_toml(path)
+
+
+@pytest.mark.parametrize(
+    ("precision", "layers", "head", "embedding"),
+    [
+        ("fp32", "fp32", "fp32", "fp32"),
+        ("bf16", "bf16", "bf16", "bf16"),
+        ("fp8", "fp8, blocks of 128 x 128", "bf16", "bf16"),
+        ("int8", "int8, groups of 128, symmetric, mse", "int8, groups of 128, symmetric, mse", "bf16"),
+        ("int4", "int4, groups of 128, symmetric, mse", "int8, groups of 128, symmetric, mse", "bf16"),
+    ],
+)
+def test_presets(precision: str, layers: str, head: str, embedding: str) -> None:
+    expected = [(component, "all", layers) for component in LAYER_COMPONENTS]
+    expected += [("head", "all", head), ("embedding", "all", embedding)]
+    recipe = Recipe.for_precision(precision)
+    assert recipe.describe() == expected
+    assert recipe.precision == precision
+
+
+def test_the_example_in_the_documentation(tmp_path: Path) -> None:
+    lines = (dsv3export.recipe.__doc__ or "").splitlines()
+    recipe = from_text(tmp_path, "\n".join(line for line in lines if line.startswith("    ")))
+    assert recipe.describe() == [
+        ("attention", "all", "int8, per channel, asymmetric, rtn, activations int8"),
+        ("dense_mlp", "all", INT4.describe()),
+        ("shared_experts", "all", INT4.describe()),
+        ("routed_experts", "first 1", INT8.describe()),
+        ("routed_experts", "last 2", "int4, groups of 32, symmetric, mse"),
+        ("routed_experts", "others", INT4.describe()),
+        ("head", "all", INT8.describe()),
+        ("embedding", "all", "bf16"),
+    ]
+    assert recipe.source == str(tmp_path / "mix.toml")
+
+
+def test_a_table_without_a_format_changes_the_scheme_below(tmp_path: Path) -> None:
+    recipe = from_text(
+        tmp_path,
+        """
+        precision = "int4"
+        [components.routed_experts]
+        group_size = 32
+        symmetric = false
+        [last_layers]
+        count = 1
+        [last_layers.components.routed_experts]
+        method = "gptq"
+        """,
+    )
+    assert recipe.scheme("routed_experts", 0, 4) == Scheme("int4", 32, symmetric=False, method="mse")
+    assert recipe.scheme("routed_experts", 3, 4) == Scheme("int4", 32, symmetric=False, method="gptq")
+
+
+def test_a_table_with_a_format_starts_from_its_defaults(tmp_path: Path) -> None:
+    text = """
+        precision = "int4"
+        components.attention = { format = "int4", group_size = 32, activations = "int8" }
+        first_layers.count = 1
+        first_layers.components.attention = { format = "int4" }
+        """
+    recipe = from_text(tmp_path, text)
+    assert recipe.scheme("attention", 0, 3) == INT4
+    assert recipe.scheme("attention", 1, 3) == Scheme("int4", 32, activations="int8", method="mse")
+
+
+def test_layer_groups() -> None:
+    """Layers 0-1 are first, 2-3 last; of the overlap the first win; the MTP layer is neither."""
+    fp8 = Scheme.of("fp8")
+    recipe = Recipe(
+        "int4",
+        Recipe.for_precision("int4").components,
+        LayerGroup(2, {"attention": BF16, "dense_mlp": BF16}),
+        LayerGroup(3, {"attention": fp8, "routed_experts": fp8}),
+    )
+    assert [recipe.scheme("attention", layer, 4) for layer in range(5)] == [BF16, BF16, fp8, fp8, INT4]
+    assert [recipe.scheme("dense_mlp", layer, 4) for layer in range(5)] == [BF16, BF16, INT4, INT4, INT4]
+    assert [recipe.scheme("routed_experts", layer, 4) for layer in range(5)] == [INT4, fp8, fp8, fp8, INT4]
+    assert [recipe.scheme("head", layer, 4) for layer in (None, 0, 4)] == [INT8, INT8, INT8]
+    with pytest.raises(InternalError, match="attention belongs to a layer"):
+        recipe.scheme("attention", None, 4)
+
+
+def test_more_layers_than_the_model_has(tmp_path: Path) -> None:
+    text = 'precision = "int4"\nlast_layers = { count = 9, components.attention = { format = "bf16" } }'
+    recipe = from_text(tmp_path, text)
+    recipe.check_layers(9)
+    with pytest.raises(
+        RecipeError, match=r"mix\.toml: last_layers\.count: expected at most the model's 8 layers, got 9"
+    ):
+        recipe.check_layers(8)
+
+
+def test_json_spells_everything_out_in_a_fixed_order() -> None:
+    ints = {"group_size": 128, "symmetric": True, "activations": "none", "method": "mse"}
+    int4, int8 = {"format": "int4"} | ints, {"format": "int8"} | ints
+    expected = {
+        "precision": "int4",
+        "components": dict.fromkeys(LAYER_COMPONENTS, int4) | {"head": int8, "embedding": {"format": "bf16"}},
+    }
+    assert json.dumps(Recipe.for_precision("int4").to_json()) == json.dumps(expected)
+
+
+@st.composite
+def schemes(draw: st.DrawFn, component: Component) -> Scheme:
+    """Any scheme that the component may have."""
+    format = draw(st.sampled_from(FORMATS[component]))
+    return Scheme.of(format, {key: draw(st.sampled_from(allowed)) for key, allowed in OPTIONS[format].items()})
+
+
+SCHEMES = {component: schemes(component) for component in COMPONENTS}
+GROUPS = st.builds(
+    LayerGroup,
+    st.integers(1, 9),
+    st.fixed_dictionaries({}, optional={name: SCHEMES[name] for name in LAYER_COMPONENTS}).filter(bool),
+)
+RECIPES = st.builds(
+    Recipe, st.sampled_from(PRECISIONS), st.fixed_dictionaries(SCHEMES), st.none() | GROUPS, st.none() | GROUPS
+)
+
+
+@given(recipe=RECIPES)
+def test_json_round_trip(recipe: Recipe) -> None:
+    text = json.dumps(recipe.to_json(), allow_nan=False)
+    again = Recipe.from_json(json.loads(text), "engine.json: recipe")
+    assert again == recipe
+    assert json.dumps(again.to_json()) == text
+
+
+def test_what_needs_a_calibration_text() -> None:
+    assert Scheme.of("int4", {"method": "gptq"}).needs_calibration
+    assert not INT4.needs_calibration
