@@ -82,7 +82,7 @@ def summary(output: Path, report: BuildReport) -> dict[str, Any]:
     return {
         "engine": str(output),
         "backend": report.manifest.backend.name,
-        "recipe": report.manifest.recipe,
+        "recipe": report.manifest.recipe.to_json(),
         "engine_bytes": report.engine_bytes,
         "weights": {
             "stored": {"tensors": len(stored), "bytes": sum(stored)},

@@ -11,6 +11,8 @@ from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import bytes_text, count_text, counted, print_facts, print_json, print_table
 from dsv3export.errors import EngineError
+from dsv3export.recipe import Recipe
+from dsv3export.recipe.recipe import DESCRIPTION_COLUMNS
 
 EXAMPLES = (
     "dsv3export inspect examples/tiny-dsv3",
@@ -113,12 +115,13 @@ def _show_engine(engine: dict[str, Any]) -> None:
         "Engine",
         [
             ("built by", engine["producer"]),
-            ("recipe", ", ".join(f"{key} {value}" for key, value in engine["recipe"].items())),
+            ("recipe", engine["recipe"]["precision"]),
             ("backend", f"{backend['name']} {backend['built_with']}, opset {backend['opset']}"),
             ("checkpoint", engine["checkpoint"]),
             ("state", state),
         ],
     )
+    print_table("Recipe", DESCRIPTION_COLUMNS, Recipe.from_json(engine["recipe"]).describe())
     rows = [
         (name, graph["file"], _count(graph["nodes"]), _count(graph["function_nodes"]), bytes_text(graph["bytes"]))
         for name, graph in engine["graphs"].items()

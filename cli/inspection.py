@@ -99,7 +99,7 @@ def engine(files: EngineFiles | None, manifest: Manifest, problem: str | None) -
     """What engine.json says besides model and weights; nodes are counted in graphs that passed their checks."""
     return {
         "producer": manifest.producer,
-        "recipe": manifest.recipe,
+        "recipe": manifest.recipe.to_json(),
         "backend": asdict(manifest.backend),
         "graphs": {
             name: {"file": graph.file, "bytes": graph.size, **_nodes(files, name)}

@@ -17,18 +17,17 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, Manifest, WeightEntry
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
-from dsv3export.errors import BackendError
+from dsv3export.graphs.buildable import check_buildable
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
 from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.opset import OPSET
+from dsv3export.graphs.passes.quantise import quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import verify
 from dsv3export.graphs.trace import graph_for
-from dsv3export.graphs.weight_plan import pack, plan_weights
+from dsv3export.graphs.weight_plan import Packer, plan_weights
 from dsv3export.progress import NoProgress, Progress
-
-BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
-PRECISIONS = ("fp32", "bf16", "fp8", "int8", "int4")
+from dsv3export.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,14 @@ def build_engine(
 
     1. open      the checkpoint: config, index and every header are checked before anything else
     2. trace     the reference into the graph, one function per layer kind, and verify it
-    3. lower     the dsv3 ops and the weight layouts to the backend
-    4. plan      which weights are written and which stay in the checkpoint
-    5. write     weights streaming, then the graph, tokenizer and manifest; the engine appears whole at the end
+    3. quantise  each component to the precision that the recipe gives it
+    4. lower     the dsv3 ops and the weight layouts to the backend
+    5. plan      which weights are written and which stay in the checkpoint
+    6. write     weights streaming, then the graph, tokenizer and manifest; the engine appears whole at the end
 
     Args:
+        precision: A preset recipe: fp32, bf16, fp8, int8 or int4.
+        recipe: A recipe file; it takes the place of `precision`.
         copy_weights: Copy also the weights that could stay in the checkpoint.
         force: Replace an engine that exists at `out`.
 
@@ -66,15 +68,21 @@ def build_engine(
         UserError: Bad input, a combination that cannot be built, a full disk; `out` is then as it was before.
     """
     started = time.monotonic()
-    _check_supported(backend, precision, recipe)
+    chosen = Recipe.from_toml(recipe) if recipe is not None else Recipe.for_precision(precision)
+    check_buildable(backend, chosen)
     checkpoint = Checkpoint.open(Path(checkpoint_path))
+    chosen.check_layers(checkpoint.config.num_hidden_layers)
     traced = graph_for(checkpoint.config)
     verify(traced)
-    lowered = lower(GraphWithWeights.traced(traced), _embedding_dtype(checkpoint))
+    quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
+    verify(quantised.model)
+    lowered = lower(quantised, _embedding_dtype(checkpoint, chosen))
     plan = plan_weights(lowered, checkpoint, copy_weights)
+    packer = Packer(checkpoint)
 
     def produce(planned: PlannedWeight) -> NDArray[np.generic]:
-        return pack(lowered.weights[planned.name], checkpoint)
+        array: NDArray[np.generic] = packer.pack(lowered.weights[planned.name])
+        return array
 
     with EngineWriter(Path(out), force, checkpoint) as writer:
         entries = writer.write_weights(plan, produce, progress or NoProgress())
@@ -84,7 +92,7 @@ def build_engine(
             Manifest(
                 producer=f"dsv3export {__version__}",
                 model=checkpoint.config.raw,
-                recipe={"precision": precision},
+                recipe=chosen,
                 backend=BackendRecord(backend, _onnxruntime_version(), OPSET),
                 graphs={"trunk": graph},
                 checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
@@ -95,8 +103,11 @@ def build_engine(
     return BuildReport(manifest, size, time.monotonic() - started)
 
 
-def _embedding_dtype(checkpoint: Checkpoint) -> str:
-    return checkpoint.tensors["model.embed_tokens.weight"].dtype
+def _embedding_dtype(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    """The table's dtype in the engine: as stored, unless the recipe wants a float32 table narrower."""
+    stored = checkpoint.tensors["model.embed_tokens.weight"].dtype
+    wanted = recipe.components["embedding"].format.upper()
+    return wanted if stored == "F32" and wanted in ("BF16", "F16") else stored
 
 
 def _locations(entries: Sequence[WeightEntry]) -> Mapping[str, Location]:
@@ -115,20 +126,3 @@ def _onnxruntime_version() -> str:
         with suppress(PackageNotFoundError):
             return version(package)
     return "not installed"
-
-
-def _check_supported(backend: str, precision: str, recipe: str | Path | None) -> None:
-    if backend not in BACKENDS:
-        raise BackendError(f"backend {backend!r}", expected=f"one of {', '.join(BACKENDS)}")
-    if precision not in PRECISIONS:
-        raise BackendError(f"precision {precision!r}", expected=f"one of {', '.join(PRECISIONS)}")
-    if backend != "onnxruntime" or precision != "fp32":
-        raise BackendError(
-            f"backend {backend} at precision {precision}",
-            expected="onnxruntime at fp32, the one combination that this version builds",
-            fix="Use --backend onnxruntime --precision fp32.",
-        )
-    if recipe is not None:
-        raise BackendError(
-            f"recipe {recipe}", expected="no recipe", fix="This version builds fp32 only; leave --recipe out."
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +39,12 @@ def _blocks(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
     return arrays[0].reshape(dims["N"], dims["G"], dims["P/G"])
 
 
+# The float types that a leaf may be wanted in.
+FLOAT_TYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
 PACKINGS: dict[str, Packing] = {
     "interleave_gate_up": _interleave,
     "blocks": _blocks,

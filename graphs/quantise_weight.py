@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,15 @@ from dsv3export.graphs.quantise import pack, pack_zero_points, quantise_groups, 
 INT_PARTS = ("int_q", "int_scale", "int_zero_point")
 
 
-def quantise_weight(
-    weight: NDArray[np.float32], bits: int, group: int, per_channel: bool, symmetric: bool, method: str
-) -> dict[str, NDArray[Any]]:
+def quantise_weight(weight: NDArray[np.float32], params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """The parts of a weight [..., N, K], by name.
 
     Args:
-        group: Columns that share a stored scale.
-        per_channel: One scale for a whole row, stored once per group.
+        params: ``bits``; ``group``, the columns that share a stored scale; ``per_channel``, whether all groups of a
+            row have the same scale; ``symmetric``; ``method``.
     """
-    quantised = quantise_groups(weight, bits, None if per_channel else group, symmetric)
+    bits, group, per_channel = params["bits"], params["group"], params["per_channel"]
+    quantised = quantise_groups(weight, bits, None if per_channel else group, params["symmetric"])
     if per_channel:
         quantised = split_groups(quantised, None, group)
     parts: dict[str, NDArray[Any]] = {"int_q": pack(quantised.q, bits, group), "int_scale": quantised.scale}

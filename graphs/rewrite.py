@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from dsv3export.errors import InternalError
 from dsv3export.graphs.values import is_weight, like, mark_weight
-from dsv3export.graphs.weight_expr import WeightExpr, leaf
+from dsv3export.graphs.weight_expr import FLOAT32, WeightExpr, leaf
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class KindRewriter:
         return value
 
     def store_as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Declare the same weight in the checkpoint's own dtype instead of float32."""
+        """Declare the same weight in another float type than float32."""
         stored = like(value)
         stored.dtype = dtype
         name = str(value.name)
-        self._exprs[name] = WeightExpr("as_stored", name=name)
+        self._exprs[name] = WeightExpr(dtype.numpy().name, name=name)
         self._order[name] = [stored]
         return stored
 
@@ -119,7 +119,7 @@ def rebuild(
         arguments = [values[value] for value in node.inputs if value is not None and not is_weight(value)]
         for formal, expr in kind.after:
             name = _main_name(str(formal.name), expr, names)
-            exprs[name] = expr.substitute({f: _outer(before.weights[a], expr) for f, a in names.items()})
+            exprs[name] = _at_call(expr, names, before.weights)
             arguments.append(weights.setdefault(name, like(formal, name)))
         values.update({value: like(value) for value in node.outputs})
         call = ir.node(
@@ -134,13 +134,14 @@ def rebuild(
     return GraphWithWeights(model, exprs)
 
 
-def _outer(actual: WeightExpr, rewritten: WeightExpr) -> WeightExpr:
-    """What a formal weight stands for at a call; a weight that is wanted as stored must not have been changed."""
-    if rewritten.packing != "as_stored":
-        return actual
+def _at_call(expr: WeightExpr, names: Mapping[str, str], outer: Mapping[str, WeightExpr]) -> WeightExpr:
+    """A formal weight's expression at a call that passes the weights `names`, in terms of the model's weights."""
+    if expr.inputs or expr.packing == FLOAT32:
+        return expr.substitute({formal: outer[actual] for formal, actual in names.items()})
+    actual = outer[names[expr.name]]
     if actual.inputs:
-        raise InternalError(f"{actual.describe()} is not stored in the checkpoint")
-    return WeightExpr("as_stored", name=actual.name)
+        raise InternalError(f"{actual.describe()} is not a weight of the checkpoint, to be stored as {expr.packing}")
+    return WeightExpr(expr.packing, name=actual.name)
 
 
 def _main_name(formal: str, expr: WeightExpr, names: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+FLOAT32 = "float32"
 Param = int | float | str | bool
 
 
@@ -13,7 +14,7 @@ class WeightExpr:
     """A packing applied to weights, or a leaf: a weight of the traced graph.
 
     Args:
-        packing: A key of `dsv3export.graphs.packing.PACKINGS`, or of a leaf ``float32`` or ``as_stored``.
+        packing: A key of `dsv3export.graphs.packing.PACKINGS`; of a leaf the float type that it is wanted in.
         inputs: What it is applied to.
         params: Its parameters, e.g. ``(("Dn", 128), ("H", 16))``.
         name: A leaf's weight.
@@ -43,4 +44,4 @@ class WeightExpr:
 
 def leaf(name: str) -> WeightExpr:
     """A weight of the traced graph as float32."""
-    return WeightExpr("float32", name=name)
+    return WeightExpr(FLOAT32, name=name)

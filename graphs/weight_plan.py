@@ -13,7 +13,7 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.checkpoint.model_weights import checkpoint_tensors, load_float32
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.errors import InternalError
-from dsv3export.graphs.packing import PACKINGS
+from dsv3export.graphs.packing import FLOAT_TYPES, PACKINGS
 from dsv3export.graphs.quantise_weight import INT_PARTS, quantise_weight
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import dims_of
@@ -71,15 +71,12 @@ class Packer:
             return self._int_parts(expr)[expr.packing]
         if expr.inputs:
             return PACKINGS[expr.packing]([self.pack(each) for each in expr.inputs], dict(expr.params))
-        if expr.packing == "as_stored":
-            (source,) = checkpoint_tensors(expr.name, self._checkpoint.config)
-            return self._checkpoint.array(source)
-        return load_float32(expr.name, self._checkpoint)
+        return load_float32(expr.name, self._checkpoint).astype(FLOAT_TYPES[expr.packing], copy=False)
 
     def _int_parts(self, expr: WeightExpr) -> dict[str, NDArray[Any]]:
         if expr.inputs not in self._quantised:
             (weight,) = expr.inputs
-            self._quantised[expr.inputs] = quantise_weight(self.pack(weight), **dict(expr.params))
+            self._quantised[expr.inputs] = quantise_weight(self.pack(weight), dict(expr.params))
             while len(self._quantised) > _KEPT_WEIGHTS:
                 self._quantised.popitem(last=False)
         return self._quantised[expr.inputs]

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from dsv3export.engine.typed_json import JsonValue, read_json
 from dsv3export.errors import EngineError
+from dsv3export.recipe import Recipe, RecipeError
 
 FORMAT = "dsv3export-engine"
 VERSION = 1
@@ -101,7 +102,7 @@ class Manifest:
 
     producer: str
     model: dict[str, Any]
-    recipe: dict[str, str]
+    recipe: Recipe
     backend: BackendRecord
     graphs: dict[str, GraphRecord]
     checkpoint: CheckpointRecord
@@ -110,7 +111,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Deterministic: keys of tables sorted, weights in the order of the build, one weight a line."""
-        record = asdict(self)
+        record = {**asdict(self), "recipe": self.recipe.to_json()}
         record["checkpoint"] = {
             "path": self.checkpoint.path,
             "fingerprint": {"config_sha256": self.checkpoint.config_sha256, "files": record["checkpoint"]["files"]},
@@ -136,7 +137,7 @@ class Manifest:
         return cls(
             producer=fields["producer"].text(),
             model=cast("dict[str, Any]", fields["model"].value),
-            recipe={key: value.text() for key, value in fields["recipe"].mapping().items()},
+            recipe=_recipe(fields["recipe"]),
             backend=BackendRecord(
                 backend["name"].text(), backend["built_with"].text(), backend["opset"].integer(minimum=1)
             ),
@@ -145,6 +146,13 @@ class Manifest:
             weights=tuple(_weight(entry) for entry in fields["weights"].array()),
             files={name: _file(record) for name, record in fields["files"].mapping().items()},
         )
+
+
+def _recipe(document: JsonValue) -> Recipe:
+    try:
+        return Recipe.from_json(document.value, document.where)
+    except RecipeError as bad:
+        raise EngineError(str(bad)) from None
 
 
 def _check_version(document: JsonValue) -> None:

@@ -33,13 +33,13 @@ OPTIONS: Mapping[Format, Mapping[str, tuple[Option, ...]]] = {
     "int8": {
         "group_size": (128, CHANNEL),
         "symmetric": (True, False),
-        "activations": ("none", "int8"),
+        "activations": ("int8", "none"),
         "method": _METHODS,
     },
     "int4": {
         "group_size": (128, 64, 32),
         "symmetric": (True, False),
-        "activations": ("none", "int8"),
+        "activations": ("int8", "none"),
         "method": _METHODS,
     },
 }

@@ -56,7 +56,7 @@ def test_engine(tiny_engine: Path, tiny_fp8: Path) -> None:
     manifest = Manifest.read(tiny_engine)
     assert (facts["kind"], facts["layers"]) == ("engine", LAYERS)
     engine = facts["engine"]
-    assert engine["recipe"] == {"precision": "fp32"}
+    assert engine["recipe"]["precision"] == "fp32"
     assert engine["backend"]["name"] == "onnxruntime"
     assert engine["checkpoint"] == str(tiny_fp8)
     assert engine["problem"] is None

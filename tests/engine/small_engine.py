@@ -12,6 +12,7 @@ from dsv3export.dtypes import NUMPY
 from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, GraphRecord, Manifest, WeightEntry
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import EngineWriter
+from dsv3export.recipe import Recipe
 
 REFERENCED = "model.layers.1.post_attention_layernorm.weight"
 
@@ -35,7 +36,7 @@ def small_manifest(source: Checkpoint, graph: GraphRecord, table: list[WeightEnt
     return Manifest(
         producer="dsv3export test",
         model=source.config.raw,
-        recipe={"precision": "fp32"},
+        recipe=Recipe.for_precision("fp32"),
         backend=BackendRecord("onnxruntime", "1.32.0", 24),
         graphs={"trunk": graph},
         checkpoint=CheckpointRecord.from_fingerprint(source.path, source.fingerprint()),

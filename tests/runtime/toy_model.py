@@ -18,6 +18,7 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, Manifest
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import EngineWriter
+from dsv3export.recipe import Recipe
 from dsv3export.runtime.latent_cache import LatentCache
 from dsv3export.runtime.session import IntArray, Logits
 
@@ -140,7 +141,7 @@ def build_toy_engine(out: Path, checkpoint: Path, force: bool = False) -> Manife
             Manifest(
                 producer=f"dsv3export {__version__}",
                 model=config,
-                recipe={"precision": "fp32"},
+                recipe=Recipe.for_precision("fp32"),
                 backend=BackendRecord("onnxruntime", "0", 24),
                 graphs={"trunk": graph},
                 checkpoint=CheckpointRecord.from_fingerprint(checkpoint, source.fingerprint()),

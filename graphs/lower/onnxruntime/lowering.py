@@ -31,7 +31,7 @@ def lower(before: GraphWithWeights, embedding_dtype: str, row_of: Callable[[str]
         h = Gather(embed_tokens.weight, i)  h = Cast(Gather(embed_tokens.weight, i)), the table as stored
 
     Args:
-        embedding_dtype: safetensors dtype of the embedding table in the checkpoint.
+        embedding_dtype: safetensors dtype of the embedding table in the engine.
         row_of: How an op is run; the default suits ONNX Runtime on a CPU.
 
     Returns:
@@ -44,7 +44,7 @@ def lower(before: GraphWithWeights, embedding_dtype: str, row_of: Callable[[str]
         for node in [node for node in function if node.domain == DOMAIN]:
             _lower_node(rewriter, node, op_functions, row_of)
         if function.name == "embed":
-            _store_embedding(rewriter, _STORED_TYPES[embedding_dtype])
+            _store_embedding(rewriter, embedding_dtype)
         kinds[function.name] = rewriter.finish()
         function.opset_imports[FUNCTION_DOMAIN] = 1
     after = rebuild(before, kinds, [*before.model.functions.values(), *op_functions.all()])
@@ -69,8 +69,9 @@ def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions
     rewriter.replace(node, name, FUNCTION_DOMAIN, [values[port] for port in how.inputs if port in values])
 
 
-def _store_embedding(rewriter: KindRewriter, dtype: ir.DataType) -> None:
-    """Keep the embedding table in the checkpoint's dtype and cast the rows that a step looks up."""
+def _store_embedding(rewriter: KindRewriter, stored_as: str) -> None:
+    """Keep the embedding table in a dtype of its own and cast the rows that a step looks up."""
+    dtype = _STORED_TYPES[stored_as]
     embed = rewriter.function
     table = next(value for value in embed.inputs if value.name == "embed_tokens.weight")
     ((lookup, _),) = table.uses()

@@ -1,0 +1,46 @@
+"""Which backend builds which precision today; what is not here is refused before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from dsv3export.errors import BackendError
+from dsv3export.recipe import Recipe, Scheme
+from dsv3export.recipe.scheme import Format
+
+BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+# Formats that a backend's lowering has rows for.
+FORMATS: Mapping[str, frozenset[Format]] = {
+    "onnxruntime": frozenset({"fp32", "int8", "int4"}),
+}
+
+
+def check_buildable(backend: str, recipe: Recipe) -> None:
+    """Raises BackendError, naming the first component that the backend cannot build as the recipe wants it."""
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r}", expected=f"one of {', '.join(BACKENDS)}")
+    if backend not in FORMATS:
+        raise BackendError(
+            f"backend {backend}", expected="onnxruntime, the one that this version builds", got=backend,
+            fix="Use --backend onnxruntime.",
+        )  # fmt: skip
+    for component, scheme in _schemes(recipe):
+        # An embedding is looked up, not multiplied: every format it may have works.
+        if component != "embedding" and scheme.format not in FORMATS[backend]:
+            known = ", ".join(sorted(FORMATS[backend]))
+            raise BackendError(
+                f"{recipe.source}: {component} as {scheme.format} on {backend}",
+                expected=f"one of {known}, which this version builds",
+                fix="Choose another precision or recipe.",
+            )
+        if scheme.method == "gptq":
+            raise BackendError(
+                f"{recipe.source}: {component} by gptq", expected="method mse or rtn, which this version has"
+            )
+
+
+def _schemes(recipe: Recipe) -> Iterator[tuple[str, Scheme]]:
+    yield from recipe.components.items()
+    for group in (recipe.first_layers, recipe.last_layers):
+        if group is not None:
+            yield from group.components.items()

@@ -1,0 +1,87 @@
+"""Building an engine: deterministic, by reference where nothing changes, and clear about what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv3export.engine.reader import EngineFiles
+from dsv3export.errors import BackendError, ConfigError
+from dsv3export.graphs.build import build_engine
+from tests.support.synthetic import random_checkpoint, tiny_config
+
+
+def contents(engine: Path) -> dict[str, bytes]:
+    """All files but the manifest, which has times and paths in it."""
+    return {
+        str(file.relative_to(engine)): file.read_bytes()
+        for file in sorted(engine.rglob("*"))
+        if file.is_file() and file.name != "engine.json"
+    }
+
+
+def test_two_builds_give_the_same_bytes(tiny_fp8: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    build_engine(tiny_fp8, first)
+    build_engine(tiny_fp8, second)
+    one, other = contents(first), contents(second)
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+    weights = [json.loads((path / "engine.json").read_text())["weights"] for path in (first, second)]
+    assert weights[0] == weights[1]
+
+
+def test_report_tells_size_and_time(tiny_fp8: Path, tmp_path: Path) -> None:
+    report = build_engine(tiny_fp8, tmp_path / "engine")
+    on_disk = sum(len(data) for data in contents(tmp_path / "engine").values())
+    assert report.engine_bytes == on_disk
+    assert 0 < report.seconds < 120
+    assert report.manifest == EngineFiles.open(tmp_path / "engine").manifest
+
+
+def test_unchanged_large_tensors_stay_in_the_checkpoint(tmp_path: Path) -> None:
+    """An F32 checkpoint: what needs no conversion is referenced from 1 MiB on; banks of experts are packed."""
+    config = tiny_config(vocab_size=6000, hidden_size=64)
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", config, seed=1)
+    report = build_engine(checkpoint, tmp_path / "engine")
+    referenced = {entry.name for entry in report.manifest.weights if entry.location == "checkpoint"}
+    assert referenced == {"model.embed_tokens.weight", "lm_head.weight"}
+    copied = build_engine(checkpoint, tmp_path / "copied", copy_weights=True)
+    assert {entry.location for entry in copied.manifest.weights} == {"engine"}
+    assert copied.engine_bytes > report.engine_bytes + 2 * 6000 * 64 * 4
+
+
+def test_a_tied_head_is_one_tensor_of_the_checkpoint(tmp_path: Path) -> None:
+    config = tiny_config(tie_word_embeddings=True, vocab_size=6000, hidden_size=64)
+    report = build_engine(random_checkpoint(tmp_path / "checkpoint", config, seed=1), tmp_path / "engine")
+    entries = {entry.name: entry for entry in report.manifest.weights}
+    head, embedding = entries["lm_head.weight"], entries["model.embed_tokens.weight"]
+    assert head.sources == embedding.sources == ("model.embed_tokens.weight",)
+    assert (head.location, head.file, head.offset) == (embedding.location, embedding.file, embedding.offset)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "tvm"}, r"backend 'tvm': expected one of onnxruntime, tensorrt-rtx, tensorrt"),
+        ({"precision": "fp64"}, r"precision 'fp64': expected one of fp32, bf16, fp8, int8, int4"),
+        ({"backend": "tensorrt"}, r"backend tensorrt at precision fp32: expected onnxruntime at fp32"),
+        ({"precision": "int4"}, r"backend onnxruntime at precision int4: expected onnxruntime at fp32"),
+        ({"recipe": "recipe.json"}, r"recipe recipe.json: expected no recipe"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(options: dict[str, Any], message: str, tiny_fp8: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=message):
+        build_engine(tiny_fp8, tmp_path / "engine", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_checkpoint_leaves_nothing_behind(tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", tiny_config(), seed=1)
+    (checkpoint / "config.json").write_text("{}")
+    with pytest.raises(ConfigError):
+        build_engine(checkpoint, tmp_path / "engine")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
