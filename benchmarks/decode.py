@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -121,6 +122,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = _arguments()
+    # gigabytes of temporary files go also when this is terminated
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with TemporaryDirectory(prefix="dsv3export-benchmark-", dir=options.work_dir) as folder:
         result = Comparison(options, Path(folder)).run()
     if options.json:

@@ -83,9 +83,10 @@ class Executor:
         """The MTP layer's drafts: row i is a guess for token i+2 from h_i and token i+1; float32 [len-1, vocab]."""
         if self._mtp is None:
             raise RequestError("draft_logits", expected="a model with num_nextn_predict_layers > 0", got="0")
+        self._check(token_ids)
         count = len(token_ids) - 1
         if count < 1:
-            raise RequestError("draft_logits", expected="at least 2 tokens", got=str(len(token_ids)))
+            raise RequestError("draft_logits", expected="at least 2 tokens", got="1")
         final_hidden = self._whole(token_ids[:-1], None)["final_hidden"]
         cache = torch.zeros(1, count, self.cache_width)
         inputs = _sequence(token_ids[1:]) | {

@@ -85,7 +85,7 @@ def dequantise_text(dims: Dims, attributes: Attributes, names: tuple[str, str, s
     text = _numbers_text(qweight, bits, f"{result}_numbers", [*lead, groups, group])
     if zero_point is None:
         text += f"""
-    {result}_zero = Constant <value_float = {float(1 << (bits - 1))}> ()"""
+    {result}_zero_column = Constant <value_float = {float(1 << (bits - 1))}> ()"""
     else:
         padded = groups + groups % 2 if bits == 4 else groups
         text += _numbers_text(zero_point, bits, f"{result}_all_zeros", [*lead, padded])
@@ -94,12 +94,12 @@ def dequantise_text(dims: Dims, attributes: Attributes, names: tuple[str, str, s
     {result}_zero_end = Constant <value_ints = [{groups}]> ()
     {result}_zero_axis = Constant <value_ints = [-1]> ()
     {result}_some_zeros = Slice ({result}_all_zeros, {result}_zero_start, {result}_zero_end, {result}_zero_axis)
-    {result}_zero = Unsqueeze ({result}_some_zeros, {result}_zero_axis)"""
+    {result}_zero_column = Unsqueeze ({result}_some_zeros, {result}_zero_axis)"""
     return f"""{text}
-    {result}_centred = Sub ({result}_numbers, {result}_zero)
+    {result}_centred = Sub ({result}_numbers, {result}_zero_column)
     {result}_last = Constant <value_ints = [-1]> ()
-    {result}_scale = Unsqueeze ({scale}, {result}_last)
-    {result}_groups = Mul ({result}_centred, {result}_scale)
+    {result}_scale_column = Unsqueeze ({scale}, {result}_last)
+    {result}_groups = Mul ({result}_centred, {result}_scale_column)
     {result}_flat_shape = Constant <value_ints = [{", ".join(map(str, lead))}, -1]> ()
     {result}_filled = Reshape ({result}_groups, {result}_flat_shape)
     {result}_from = Constant <value_ints = [0]> ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,20 @@ import pytest
 
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
+from dsv3export.dtypes import NUMPY
 from dsv3export.errors import InternalError
 from dsv3export.graphs import graph_for
-from dsv3export.graphs.build import pack
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
 from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.opset import KIND_DOMAIN
-from dsv3export.graphs.packing import AS_STORED, PACKINGS, PackedWeight
+from dsv3export.graphs.packing import PACKINGS
+from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.values import is_weight
+from dsv3export.graphs.weight_expr import WeightExpr
+from dsv3export.graphs.weight_plan import Packer, plan_weights
 from tests.support.synthetic import tiny_config
 
-Lowered = tuple[ir.Model, dict[str, PackedWeight]]
+Lowered = tuple[ir.Model, Mapping[str, WeightExpr]]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +36,8 @@ def config() -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def lowered(config: ModelConfig) -> Lowered:
-    model, weights = lower(graph_for(config), "BF16")
-    return model, {weight.name: weight for weight in weights}
+    after = lower(GraphWithWeights.traced(graph_for(config)), "BF16")
+    return after.model, after.weights
 
 
 def functions(model: ir.Model) -> dict[str, ir.Function]:
@@ -79,8 +83,11 @@ def test_ops_of_the_dsv3_domain_are_gone(lowered: Lowered) -> None:
 def test_gate_and_up_banks_become_one(lowered: Lowered) -> None:
     model, weights = lowered
     packed = weights["model.layers.1.mlp.experts.gate_up_proj"]
-    assert packed.inputs == ("model.layers.1.mlp.experts.gate_proj", "model.layers.1.mlp.experts.up_proj")
-    assert (packed.packing, packed.shape, packed.dtype) == ("interleave_gate_up", (8, 48, 48), "F32")
+    leaves = [leaf.name for leaf in packed.leaves()]
+    assert leaves == ["model.layers.1.mlp.experts.gate_proj", "model.layers.1.mlp.experts.up_proj"]
+    assert packed.describe() == "interleave_gate_up(float32, float32)"
+    value = next(value for value in model.graph.inputs if value.name == "model.layers.1.mlp.experts.gate_up_proj")
+    assert (value.shape, value.dtype) == ((8, 48, 48), ir.DataType.FLOAT)
     formals = {str(value.name) for value in functions(model)["moe_layer"].inputs if is_weight(value)}
     assert "mlp.experts.gate_up_proj" in formals
     assert not formals & {"mlp.experts.gate_proj", "mlp.experts.up_proj"}
@@ -88,16 +95,21 @@ def test_gate_and_up_banks_become_one(lowered: Lowered) -> None:
 
 def test_gate_and_up_rows_alternate() -> None:
     gate = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
-    packed = PACKINGS["interleave_gate_up"]([gate, gate + 100])
+    packed = PACKINGS["interleave_gate_up"]([gate, gate + 100], {})
     assert packed[0, :, 0].tolist() == [0, 100, 2, 102, 4, 104]
     assert packed[1, 0].tolist() == [6, 7]
 
 
-@pytest.mark.parametrize(("stored", "dtype"), [("BF16", "BFLOAT16"), ("F16", "FLOAT16"), ("F32", "FLOAT")])
-def test_embedding_stays_as_stored_and_is_cast_after_the_lookup(config: ModelConfig, stored: str, dtype: str) -> None:
-    model, weights = lower(graph_for(config), stored)
-    embedding = next(weight for weight in weights if weight.name == "model.embed_tokens.weight")
-    assert (embedding.packing, embedding.dtype) == (AS_STORED, stored)
+@pytest.mark.parametrize(
+    ("stored", "dtype", "packing"),
+    [("BF16", "BFLOAT16", "bfloat16"), ("F16", "FLOAT16", "float16"), ("F32", "FLOAT", "float32")],
+)
+def test_embedding_stays_as_stored_and_is_cast_after_the_lookup(
+    config: ModelConfig, stored: str, dtype: str, packing: str
+) -> None:
+    after = lower(GraphWithWeights.traced(graph_for(config)), stored)
+    model = after.model
+    assert after.weights["model.embed_tokens.weight"] == WeightExpr(packing, name="model.embed_tokens.weight")
     embed = functions(model)["embed"]
     gather = next(node for node in embed if node.op_type == "Gather")
     table = gather.inputs[0]
@@ -123,8 +135,6 @@ def test_each_packed_weight_is_an_input_of_the_main_graph(lowered: Lowered) -> N
     model, weights = lowered
     inputs = {str(value.name): value for value in model.graph.inputs if is_weight(value)}
     assert inputs.keys() == weights.keys()
-    for name, value in inputs.items():
-        assert tuple(value.shape or ()) == weights[name].shape
 
 
 def test_run_time_inputs_and_outputs_are_the_runtimes(lowered: Lowered) -> None:
@@ -146,20 +156,21 @@ def test_provenance_survives(lowered: Lowered) -> None:
 
 def test_packed_arrays_are_what_the_table_says(tiny_fp8: Path) -> None:
     checkpoint = Checkpoint.open(tiny_fp8)
-    _, weights = lower(graph_for(checkpoint.config), "BF16")
-    counts = Counter(weight.packing for weight in weights)
-    assert counts == {AS_STORED: 1, "interleave_gate_up": 3, "float32": len(weights) - 4}
-    for weight in weights:
-        array = pack(weight, checkpoint)
-        assert array.shape == weight.shape, weight.name
-        expected = {"F32": "float32", "BF16": "bfloat16"}[weight.dtype]
-        assert array.dtype.name == expected, weight.name
+    after = lower(GraphWithWeights.traced(graph_for(checkpoint.config)), "BF16")
+    counts = Counter(expr.packing for expr in after.weights.values())
+    assert counts.pop("float32") > 40
+    assert counts == {"bfloat16": 1, "interleave_gate_up": 3, "w_uk": 4, "w_uv": 4}
+    packer = Packer(checkpoint)
+    for planned in plan_weights(after, checkpoint, copy_weights=True):
+        array = packer.pack(after.weights[planned.name])
+        assert array.shape == planned.shape, planned.name
+        assert array.dtype == NUMPY[planned.dtype], planned.name
 
 
 def test_serialized_graph_holds_no_weight(config: ModelConfig) -> None:
-    model, weights = lower(graph_for(config), "BF16")
-    places = {weight.name: Location("weights/somewhere", 64 * i, 8) for i, weight in enumerate(weights)}
-    proto = onnx.load_from_string(serialize(model, places))
+    after = lower(GraphWithWeights.traced(graph_for(config)), "BF16")
+    places = {name: Location("weights/somewhere", 64 * i, 8) for i, name in enumerate(after.weights)}
+    proto = onnx.load_from_string(serialize(after.model, places))
     assert {tensor.name for tensor in proto.graph.initializer} == places.keys()
     for tensor in proto.graph.initializer:
         assert tensor.data_location == onnx.TensorProto.EXTERNAL
@@ -172,8 +183,8 @@ def test_serialized_graph_holds_no_weight(config: ModelConfig) -> None:
 
 
 def test_a_weight_without_dtype_is_not_serialized(config: ModelConfig) -> None:
-    model, weights = lower(graph_for(config), "BF16")
-    value = next(value for value in model.graph.inputs if value.name == weights[0].name)
+    model = lower(GraphWithWeights.traced(graph_for(config)), "BF16").model
+    value = next(value for value in model.graph.inputs if value.name == "model.norm.weight")
     value.type = None
-    with pytest.raises(InternalError, match=weights[0].name):
-        serialize(model, {weights[0].name: Location("weights/somewhere", 0, 8)})
+    with pytest.raises(InternalError, match=r"model\.norm\.weight"):
+        serialize(model, {"model.norm.weight": Location("weights/somewhere", 0, 8)})

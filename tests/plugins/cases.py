@@ -26,7 +26,7 @@ class Case:
     def expected(self) -> tuple[Array, ...]:
         """What the float64 reference computes."""
         definition = getattr(float64_ops, _DEFINITIONS[self.op])
-        result = definition(*self.inputs.values(), **self.attributes)
+        result = definition(**self.inputs, **self.attributes)
         return result if isinstance(result, tuple) else (result,)
 
     def __str__(self) -> str:
@@ -39,6 +39,8 @@ _DEFINITIONS = {
     "MlaAttention": "mla_attention",
     "MoERoute": "moe_route",
     "MoEExperts": "moe_experts",
+    "LinearInt": "linear_int",
+    "MoEExpertsInt": "moe_experts_int",
 }
 
 
@@ -97,7 +99,9 @@ def route_case(
 ) -> Case:
     """`groups`: n_group, topk_group, group_top. `bias` scales the bias and `offset` shifts it.
 
-    With `copies_of` n, expert e is a copy of expert e % n (logits and bias): its scores are exactly equal.
+    With `copies_of` n, all logits are 0 and expert e has the bias of expert e % n, so that their biased scores are
+    exactly equal. Equal logits other than 0 would not do: vectorised sigmoids give them scores that differ in the
+    last bit, depending on their place in the array.
     """
     normal = _normal(name)
     source = np.arange(experts) % (copies_of or experts)
@@ -112,8 +116,9 @@ def route_case(
         "scaling": scaling,
     }
     shift = np.float32(offset)
+    logits = np.zeros((tokens, experts), np.float32) if copies_of else normal(tokens, experts) * np.float32(2.0)
     inputs = {
-        "logits": normal(tokens, experts)[:, source] * np.float32(2.0),
+        "logits": logits,
         "bias": (normal(experts) * np.float32(bias) + shift)[source],
     }
     return Case("MoERoute", name, inputs, attributes)
@@ -131,6 +136,50 @@ def experts_case(name: str, tokens: int, hidden: int, width: int, experts: int, 
         "down": normal(experts, hidden, width) / np.float32(width**0.5),
     }
     return Case("MoEExperts", name, inputs, {})
+
+
+def linear_int_case(
+    name: str,
+    tokens: int,
+    inner: int,
+    outer: int,
+    bits: int,
+    group: int,
+    zero_points: bool = False,
+    activations: str = "none",
+) -> Case:
+    normal, packed = _normal(name), _packed_weights(name, (outer,), inner, bits, group, zero_points)
+    names = ("qweight", "scale", "zero_point")
+    inputs = {"x": normal(tokens, inner), **dict(zip(names, packed, strict=False))}
+    return Case("LinearInt", name, inputs, {"bits": bits, "group": group, "activations": activations})
+
+
+def experts_int_case(
+    name: str, tokens: int, hidden: int, width: int, experts: int, k: int, bits: int, group: int, zero_points: bool
+) -> Case:
+    inputs = dict(experts_case(name, tokens, hidden, width, experts, k).inputs)
+    zeros = {}
+    for bank, rows, inner in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):
+        del inputs[bank]
+        packed = _packed_weights(name + bank, (experts, rows), inner, bits, group, zero_points)
+        inputs |= {bank: packed[0], f"{bank}_scale": packed[1]}
+        zeros |= {f"{bank}_zero": packed[2]} if zero_points else {}
+    attributes = {"bits": bits, "group": group, "activations": "none"}
+    return Case("MoEExpertsInt", name, {**inputs, **zeros}, attributes)
+
+
+def _packed_weights(
+    name: str, rows: tuple[int, ...], inner: int, bits: int, group: int, zero_points: bool
+) -> tuple[Array, ...]:
+    """Random bytes as numbers, scales that make the weights of size 1/sqrt(inner), and maybe zero points."""
+    random, groups = np.random.default_rng(_seed(name)), -(-inner // group)
+    size = 2.0 ** (1 - bits) / inner**0.5
+    numbers = random.integers(0, 256, (*rows, groups * group * bits // 8), np.uint8)
+    scale = random.uniform(0.5 * size, 2 * size, (*rows, groups)).astype(np.float32)
+    if not zero_points:
+        return numbers, scale
+    low, high = (100, 156) if bits == 8 else (0, 256)
+    return numbers, scale, random.integers(low, high, (*rows, -(-groups * bits // 8))).astype(np.uint8)
 
 
 def _seed(name: str) -> list[int]:
@@ -188,6 +237,17 @@ CASES = (
     experts_case("all_experts", 4, 6, 5, 4, 4),
     experts_case("odd_dims", 5, 33, 17, 6, 2),
     experts_case("tiny_weights", 9, 16, 8, 8, 3, low=1e-9),
+    linear_int_case("int8", 3, 64, 5, 8, 32),
+    linear_int_case("int8_last_group_cut", 3, 40, 5, 8, 32),
+    linear_int_case("int8_zero_points", 3, 64, 5, 8, 32, True),
+    linear_int_case("int4", 3, 64, 5, 4, 16),
+    linear_int_case("int4_last_group_cut", 1, 50, 7, 4, 32),
+    linear_int_case("int4_zero_points", 3, 64, 5, 4, 32, True),
+    linear_int_case("int4_odd_number_of_zero_points", 3, 96, 5, 4, 32, True),
+    experts_int_case("int8", 7, 64, 32, 6, 2, 8, 32, False),
+    experts_int_case("int8_zero_points", 7, 64, 32, 6, 2, 8, 32, True),
+    experts_int_case("int4", 7, 64, 32, 6, 2, 4, 32, False),
+    experts_int_case("int4_zero_points", 1, 64, 64, 6, 3, 4, 32, True),
 )
 
 

@@ -80,6 +80,43 @@ def moe_experts(x: Array, ids: Array, weights: Array, gate: Array, up: Array, do
     return out
 
 
+def unpacked(packed: Array, bits: int) -> Array:
+    """[..., n bytes] -> [..., n * 8 / bits]: the low half of a byte comes first."""
+    if bits == 8:
+        return packed.astype(np.int64)
+    wide = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.int64)
+    wide[..., 0::2], wide[..., 1::2] = packed % 16, packed // 16
+    return wide
+
+
+def dequantised(packed: Array, scale: Array, zero_point: Array | None, bits: int, group: int, inner: int) -> Array:
+    """(q - zero point) * scale, column by column."""
+    numbers = unpacked(packed, bits)
+    zeros = np.full(scale.shape, 2 ** (bits - 1)) if zero_point is None else unpacked(zero_point, bits)
+    columns = [(numbers[..., c] - zeros[..., c // group]) * scale[..., c // group].astype(float) for c in range(inner)]
+    return np.stack(columns, axis=-1)
+
+
+def linear_int(
+    x: Array, qweight: Array, scale: Array, bits: int, group: int, activations: str, zero_point: Array | None = None
+) -> Array:
+    assert activations == "none"
+    return linear(x, dequantised(qweight, scale, zero_point, bits, group, x.shape[-1]))
+
+
+def moe_experts_int(
+    x: Array, ids: Array, weights: Array, bits: int, group: int, activations: str, **banks: Any
+) -> Array:
+    """`banks`: gate, up and down with their scales and maybe zero points."""
+    assert activations == "none"
+    inner = {"gate": x.shape[1], "up": x.shape[1], "down": banks["gate"].shape[1]}
+    gate, up, down = (
+        dequantised(banks[name], banks[f"{name}_scale"], banks.get(f"{name}_zero"), bits, group, width)
+        for name, width in inner.items()
+    )
+    return moe_experts(x, ids, weights, gate, up, down)
+
+
 def softmax(x: Array) -> Array:
     powers = np.exp(x - x.max())
     shares: Array = powers / powers.sum()

@@ -29,7 +29,7 @@ _TYPES = {"float": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
 def known_dims(case: Case) -> dict[str, int]:
     """What a traced graph knows about a call: all but batch, length, capacity and number of tokens."""
     op = OPS[case.op]
-    run_time = {"B", "S"} | ({"T"} if case.op != "Linear" else set())
+    run_time = {"B", "S", "T"}
     bound = bind_dims(op, [array.shape for array in case.inputs.values()])
     return {symbol: size for symbol, size in static_dims(op, bound).items() if symbol not in run_time}
 
@@ -48,10 +48,12 @@ def packed_inputs(case: Case) -> dict[str, Array]:
     """A call's inputs as the lowered function takes them, checked against the shapes that its row declares."""
     inputs, dims = dict(case.inputs), known_dims(case)
     for packed in row(case.op).packed:
+        if not set(packed.inputs) <= inputs.keys():
+            continue  # optional inputs that this call leaves out
         array = PACKINGS[packed.packing]([inputs[name] for name in packed.inputs], dims)
         assert list(array.shape) == packed.shape(dims), f"{packed.port}: {array.shape}, not as declared"
         inputs[packed.port] = array
-    return {port: inputs[port] for port in row(case.op).inputs}
+    return {port: inputs[port] for port in row(case.op).inputs if port in inputs}
 
 
 def run_function(op: Op, text: str, inputs: Mapping[str, Array]) -> list[Array]:

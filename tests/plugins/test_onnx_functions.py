@@ -19,7 +19,7 @@ from tests.plugins.onnx_function import (
     run_function,
     uses_only_standard_ops,
 )
-from tests.support.compare import assert_op_close
+from tests.support.compare import assert_close, assert_op_close
 
 DECOMPRESS_IF = "decompress = Greater (saved, zero_scalar)"
 
@@ -97,3 +97,12 @@ def test_experts_whose_weight_is_zero_add_nothing() -> None:
 @pytest.mark.parametrize("op", sorted(OPS))
 def test_every_op_has_cases(op: str) -> None:
     assert cases(op)
+
+
+@pytest.mark.parametrize("case", [*cases("LinearInt"), *cases("MoEExpertsInt")], ids=str)
+def test_int8_activations_of_onnx_runtime(case: Case) -> None:
+    """Its rounding of activations errs as much as rounding to int8 must, and no more: 1 % of the largest result."""
+    rounding = Case(case.op, case.name, case.inputs, {**case.attributes, "activations": "int8"})
+    (result,) = run_function(OPS[case.op], lowered_text(rounding), packed_inputs(rounding))
+    (expected,) = case.expected()
+    assert_close(result, expected, 0.01 * float(np.abs(expected).max()))

@@ -15,14 +15,19 @@ from tests.plugins.cases import Case, cases
 from tests.support.compare import assert_op_close
 
 
-def tensors(case: Case) -> list[torch.Tensor]:
-    return [torch.from_numpy(array.copy()) for array in case.inputs.values()]
+def tensors(case: Case) -> list[torch.Tensor | None]:
+    """An op's tensor arguments; None for optional inputs that the call leaves out."""
+    inputs = {name: torch.from_numpy(array.copy()) for name, array in case.inputs.items()}
+    return [inputs.get(port.name) for port in OPS[case.op].inputs]
+
+
+def torch_op(case: Case) -> Any:
+    """The op as torch knows it, by its registered name."""
+    return getattr(torch.ops.dsv3, OPS[case.op].torch_name.removeprefix("dsv3::"))
 
 
 def call(case: Case) -> tuple[torch.Tensor, ...]:
-    """The op as torch knows it, by its registered name."""
-    name = OPS[case.op].torch_name.removeprefix("dsv3::")
-    result: Any = getattr(torch.ops.dsv3, name)(*tensors(case), *case.attributes.values())
+    result: Any = torch_op(case)(*tensors(case), *case.attributes.values())
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -46,24 +51,21 @@ def test_kernel_is_the_op(case: Case) -> None:
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_registration(case: Case) -> None:
     """Schema and fake implementation agree with what the op does: shapes, dtypes, no hidden mutation."""
-    name = OPS[case.op].torch_name.removeprefix("dsv3::")
-    op = getattr(torch.ops.dsv3, name).default
     arguments = (*tensors(case), *case.attributes.values())
-    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(torch_op(case).default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_meta_tensors_give_the_shapes_of_the_results(case: Case) -> None:
-    name = OPS[case.op].torch_name.removeprefix("dsv3::")
-    metas = [tensor.to("meta") for tensor in tensors(case)]
-    result: Any = getattr(torch.ops.dsv3, name)(*metas, *case.attributes.values())
+    metas = [tensor if tensor is None else tensor.to("meta") for tensor in tensors(case)]
+    result: Any = torch_op(case)(*metas, *case.attributes.values())
     for meta, actual in zip(result if isinstance(result, tuple) else (result,), call(case), strict=True):
         assert (meta.shape, meta.dtype, meta.device.type) == (actual.shape, actual.dtype, "meta")
 
 
 @pytest.mark.parametrize("case", cases("MlaAttention"), ids=str)
 def test_decompressed_and_absorbed_attention_agree(case: Case) -> None:
-    arguments = (*tensors(case), case.attributes["scale"])
+    arguments: Any = (*tensors(case), case.attributes["scale"])
     (expected,) = case.expected()
     assert_op_close(decompressed(*arguments), expected, "decompressed")
     assert_op_close(absorbed(*arguments), expected, "absorbed")
@@ -71,7 +73,7 @@ def test_decompressed_and_absorbed_attention_agree(case: Case) -> None:
 
 def test_latent_append_copies_and_its_kernel_writes_in_place() -> None:
     case = cases("LatentAppend")[1]
-    cache, kv_c, k_pe, start = tensors(case)
+    cache, kv_c, k_pe, start = (torch.from_numpy(array.copy()) for array in case.inputs.values())
     before = cache.clone()
     updated = latent_append(cache, kv_c, k_pe, start)
     assert torch.equal(cache, before)
@@ -104,3 +106,18 @@ def test_the_reference_itself_is_causal() -> None:
         inputs["cache"][0, row] += 1
         (other,) = Case(case.op, case.name, inputs, case.attributes).expected()
         assert np.flatnonzero((out != other).any(axis=(0, 2))).tolist() == changed
+
+
+@pytest.mark.parametrize("name", ["int8", "int8_last_group_cut", "int4_zero_points"])
+def test_activations_rounded_to_int8(name: str) -> None:
+    """The same as without rounding, of an input that is rounded beforehand: one scale per row and group, amax / 127."""
+    case = next(case for case in cases("LinearInt") if case.name == name)
+    rounded = case.inputs["x"].astype(np.float64)
+    for first in range(0, rounded.shape[1], case.attributes["group"]):
+        part = rounded[:, first : first + case.attributes["group"]]
+        scale = np.abs(part).max(axis=1, keepdims=True) / 127
+        part[:] = np.round(part / scale) * scale
+    (expected,) = Case(case.op, name, {**case.inputs, "x": rounded}, case.attributes).expected()
+    (result,) = call(Case(case.op, name, case.inputs, {**case.attributes, "activations": "int8"}))
+    assert_op_close(result, expected)
+    assert np.abs(result.numpy() - case.expected()[0]).max() > 1e-4

@@ -1,0 +1,94 @@
+"""The methods of choosing integers: plain rounding, scales of least error, and calibrated with the layer's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dsv3export.errors import InternalError
+from dsv3export.graphs.quantise.descent import descend
+from dsv3export.graphs.quantise.gptq import gptq
+from dsv3export.graphs.quantise.int_weight import Float32, IntWeight
+from dsv3export.graphs.quantise.integer import quantise_groups
+from dsv3export.graphs.quantise.scale_search import numbers, search_grid
+
+Method = Literal["rtn", "mse", "gptq"]
+
+_DAMPING = 0.01  # of the mean of the Hessian's diagonal, as in GPTQ
+_SWEEPS = 2
+_BATCH = 1 << 24  # weights that are worked on at once: a bank's small experts together, large ones one by one
+
+
+def quantise(
+    weight: Float32, bits: int, group: int | None, symmetric: bool, hessian: Float32 | None, method: Method
+) -> IntWeight:
+    """Choose scales, zero points and numbers for a weight; the same bytes for the same arguments.
+
+    Args:
+        weight: float32 [..., N, K], finite.
+        bits: 4 or 8.
+        group: How many neighbours along K share a scale; None = all of a row.
+        symmetric: Whether the zero point is fixed to 2^(bits-1).
+        hessian: For "gptq": float32 [..., K, K], the mean of x x^T over inputs x (see `hessian`); leading dimensions
+            like the weight's, or none.
+        method: "rtn" rounds to a grid that spans the group; "mse" searches the grid with the least squared error of
+            the weights; "gptq" brings down the error of the outputs: grids weighted by the inputs' size, GPTQ, then
+            coordinate descent on numbers and scales.
+    """
+    if method == "rtn":
+        return quantise_groups(weight, bits, group, symmetric)
+    if method == "gptq" and hessian is None:
+        raise InternalError("gptq needs a Hessian")
+    *lead, rows, width = weight.shape
+    size = group or width
+    shape = (*lead, rows, -(-width // size))
+    q = np.empty(weight.shape, np.uint8)
+    scale, zero = np.empty(shape, np.float32), np.empty(shape, np.uint8)
+    matrices = torch.from_numpy(weight).reshape(-1, rows, width)
+    moments = None
+    if method == "gptq" and hessian is not None:
+        moments = torch.from_numpy(hessian).expand(*lead, width, width).reshape(-1, width, width)
+    for part in _batches(matrices.shape):
+        moment = None if moments is None else moments[part]
+        found = _quantise(matrices[part], moment, bits, size, symmetric)
+        for whole, piece in zip((q, scale, zero), found, strict=True):
+            torch.from_numpy(whole).reshape(matrices.shape[0], rows, -1)[part] = piece
+    return IntWeight(q, scale, None if symmetric else zero)
+
+
+def _quantise(
+    weight: Tensor, hessian: Tensor | None, bits: int, group: int, symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers, scales and zero points for [B, N, K] and Hessians [B, K, K]; without those by the weights' error."""
+    width = weight.shape[-1]
+    missing = -width % group
+    weight = pad(weight, (0, missing))  # columns of zeros take no part
+    groups = weight.unflatten(-1, (-1, group))
+    if hessian is None:
+        scale, zero = search_grid(groups, bits, symmetric)
+        q = numbers(groups, scale[..., None], zero[..., None], bits).flatten(-2)
+        return q[..., :width], scale, zero
+    hessian = _damped(pad(hessian, (0, missing, 0, missing)))
+    importance = hessian.diagonal(dim1=-2, dim2=-1).unflatten(-1, (-1, group))[:, None]
+    scale, zero = search_grid(groups, bits, symmetric, importance)
+    q = gptq(weight, hessian, scale.repeat_interleave(group, -1), zero.repeat_interleave(group, -1), bits)
+    q, scale = descend(weight, hessian, q, scale, zero, bits, _SWEEPS)
+    return q[..., :width], scale, zero
+
+
+def _damped(hessian: Tensor) -> Tensor:
+    """With something added to the diagonal: inputs that calibration has not seen still count a little."""
+    mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)
+    added = torch.where(mean > 0, mean * _DAMPING, 1.0)  # an expert without any token: all inputs count the same
+    return hessian + added[..., None, None] * torch.eye(hessian.shape[-1])
+
+
+def _batches(shape: Sequence[int]) -> Iterator[slice]:
+    count, rows, width = shape
+    step = max(1, _BATCH // (rows * width))
+    yield from (slice(begin, begin + step) for begin in range(0, count, step))
