@@ -30,6 +30,16 @@ def _w_uv(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
     return np.ascontiguousarray(_per_head(arrays[0], dims)[:, dims["Dn"] :].transpose(0, 2, 1))
 
 
+def _columns_scale(weight: Array) -> Array:
+    """amax / 127 of each column of [H, K, N]: [H, 1, N]; 1 for a column of zeros."""
+    amax = np.abs(weight).max(axis=1, keepdims=True)
+    return np.where(amax > 0, amax / np.float32(127), np.float32(1)).astype(np.float32)
+
+
+def _columns_int8(weight: Array) -> Array:
+    return np.rint(weight / _columns_scale(weight)).astype(np.int8)
+
+
 def _per_head(kv_b: Array, dims: Mapping[str, Any]) -> Array:
     return kv_b.reshape(dims["H"], -1, kv_b.shape[1])
 
@@ -49,5 +59,9 @@ PACKINGS: dict[str, Packing] = {
     "interleave_gate_up": _interleave,
     "blocks": _blocks,
     "w_uk": _w_uk,
+    "w_uk_int8": lambda arrays, dims: _columns_int8(_w_uk(arrays, dims)),
+    "w_uk_scale": lambda arrays, dims: _columns_scale(_w_uk(arrays, dims)),
     "w_uv": _w_uv,
+    "w_uv_int8": lambda arrays, dims: _columns_int8(_w_uv(arrays, dims)),
+    "w_uv_scale": lambda arrays, dims: _columns_scale(_w_uv(arrays, dims)),
 }

@@ -30,6 +30,7 @@ _STORED_NAMES: Mapping[ir.DataType, str] = {
     ir.DataType.BFLOAT16: "BF16",
     ir.DataType.FLOAT16: "F16",
     ir.DataType.UINT8: "U8",
+    ir.DataType.INT8: "I8",
 }
 
 

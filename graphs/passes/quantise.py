@@ -8,6 +8,9 @@ Given -> Result, for int8 in groups of 128::
     e = dsv3::MoEExperts(x, ids, weights, gate, up, down)
     e = dsv3::MoEExpertsInt(x, ids, weights, gate.q, gate.scale, up.q, up.scale, down.q, down.scale) {bits=8, group=128}
 
+    a = dsv3::MlaAttention(q_nope, q_pe, cache, kv_b, start)
+    a = dsv3::MlaAttentionInt(q_nope, q_pe, cache, w_uk: i8, w_uk.scale, w_uv: i8, w_uv.scale, start)
+
 Layers of one kind with different schemes become kinds of their own.
 """
 
@@ -22,7 +25,8 @@ from dsv3export.errors import InternalError
 from dsv3export.graphs.rewrite import GraphWithWeights, KindRewriter, RewrittenKind, rebuild
 from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.values import is_weight
-from dsv3export.plugins import DOMAIN
+from dsv3export.plugins import DOMAIN, OPS
+from dsv3export.plugins.dims import bind_dims, static_dims
 from dsv3export.recipe import COMPONENTS, Component, Recipe, Scheme
 
 Schemes = tuple[Scheme | None, ...]
@@ -80,22 +84,17 @@ def component_of(node: ir.Node) -> Component | None:
 
 def _quantise_kind(function: ir.Function, schemes: Mapping[Component, Scheme | None]) -> RewrittenKind:
     rewriter = KindRewriter(function)
-    for node in [node for node in function if node.domain == DOMAIN and node.op_type in ("Linear", "MoEExperts")]:
+    for node in [node for node in function if node.domain == DOMAIN and node.op_type in _REWRITES]:
         component = component_of(node)
         scheme = schemes[component] if component else None
         if scheme is None or scheme.format not in BITS:
             continue
-        if node.op_type == "Linear":
-            _linear(rewriter, node, scheme)
-        else:
-            _experts(rewriter, node, scheme)
+        _REWRITES[node.op_type](rewriter, node, scheme)
     return rewriter.finish()
 
 
 def _linear(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
-    x, weight = node.inputs
-    if x is None or weight is None:
-        raise InternalError(f"{node.name} lacks an input")
+    x, weight = (_given(value) for value in node.inputs)
     rewriter.replace(node, "LinearInt", DOMAIN, [x, *_packed(rewriter, weight, scheme)], _attributes(scheme))
 
 
@@ -104,6 +103,31 @@ def _experts(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
     run_time = [value for value in node.inputs if value is not None and not is_weight(value)]
     weights = [value for bank in banks for value in bank[:2]] + [bank[2] for bank in banks if len(bank) > 2]
     rewriter.replace(node, "MoEExpertsInt", DOMAIN, [*run_time, *weights], _attributes(scheme))
+
+
+def _attention(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
+    """The up-projections as int8 also where the rest of the attention has 4 bits: they are 2 % of the weights read."""
+    q_nope, q_pe, cache, kv_b, start = (_given(value) for value in node.inputs)
+    op = OPS["MlaAttention"]
+    dims = static_dims(op, bind_dims(op, [dims_of(_given(value)) for value in node.inputs]))
+    heads, nope, latent, value = dims["H"], dims["Dn"], dims["Dc"], dims["Dv"]
+    parts = []
+    for part, shape in (("w_uk", [heads, nope, latent]), ("w_uv", [heads, latent, value])):
+        name = f"{kv_b.name}.{part}"
+        scale_shape = [heads, 1, shape[2]]
+        parts.append(rewriter.weight(name, ir.DataType.INT8, shape, f"{part}_int8", [kv_b], dims))
+        parts.append(rewriter.weight(f"{name}.scale", ir.DataType.FLOAT, scale_shape, f"{part}_scale", [kv_b], dims))
+    attributes = {"scale": node.attributes["scale"].value}
+    rewriter.replace(node, "MlaAttentionInt", DOMAIN, [q_nope, q_pe, cache, *parts, start], attributes)
+
+
+def _given(value: ir.Value | None) -> ir.Value:
+    if value is None:
+        raise InternalError("a dsv3 node lacks an input")
+    return value
+
+
+_REWRITES = {"Linear": _linear, "MoEExperts": _experts, "MlaAttention": _attention}
 
 
 def _attributes(scheme: Scheme) -> dict[str, int | str]:

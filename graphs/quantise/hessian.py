@@ -84,7 +84,7 @@ class ExpertInputs:
         """The tokens of an expert, and how much each counts (1 in the mean)."""
         rows, choice = np.nonzero(self.ids == expert)
         share = torch.from_numpy(self.weights[rows, choice]).square()
-        return torch.from_numpy(rows), share / share.mean()
+        return torch.from_numpy(rows), share / share.mean().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _blend(x: Tensor, share: Tensor, overall: Tensor) -> Float32:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dsv3export.errors import InternalError
+from dsv3export.errors import CheckpointError, InternalError
 from dsv3export.graphs.quantise.descent import descend
 from dsv3export.graphs.quantise.gptq import gptq
 from dsv3export.graphs.quantise.int_weight import Float32, IntWeight
@@ -25,12 +25,18 @@ _BATCH = 1 << 24  # weights that are worked on at once: a bank's small experts t
 
 
 def quantise(
-    weight: Float32, bits: int, group: int | None, symmetric: bool, hessian: Float32 | None, method: Method
+    weight: Float32,
+    bits: int,
+    group: int | None,
+    symmetric: bool,
+    hessian: Float32 | None = None,
+    method: Method = "rtn",
+    name: str = "weight",
 ) -> IntWeight:
     """Choose scales, zero points and numbers for a weight; the same bytes for the same arguments.
 
     Args:
-        weight: float32 [..., N, K], finite.
+        weight: float32 [..., N, K].
         bits: 4 or 8.
         group: How many neighbours along K share a scale; None = all of a row.
         symmetric: Whether the zero point is fixed to 2^(bits-1).
@@ -39,7 +45,12 @@ def quantise(
         method: "rtn" rounds to a grid that spans the group; "mse" searches the grid with the least squared error of
             the weights; "gptq" brings down the error of the outputs: grids weighted by the inputs' size, GPTQ, then
             coordinate descent on numbers and scales.
+        name: What the weight is called in errors.
+
+    Raises:
+        CheckpointError: The weight holds an infinite number or NaN.
     """
+    _check_finite(weight, name)
     if method == "rtn":
         return quantise_groups(weight, bits, group, symmetric)
     if method == "gptq" and hessian is None:
@@ -59,6 +70,13 @@ def quantise(
         for whole, piece in zip((q, scale, zero), found, strict=True):
             torch.from_numpy(whole).reshape(matrices.shape[0], rows, -1)[part] = piece
     return IntWeight(q, scale, None if symmetric else zero)
+
+
+def _check_finite(weight: Float32, name: str) -> None:
+    finite = np.isfinite(weight)
+    if not finite.all():
+        place = ", ".join(map(str, np.argwhere(~finite)[0]))
+        raise CheckpointError(f"{name}[{place}]", expected="a finite number", got=str(weight[~finite][0]))
 
 
 def _quantise(

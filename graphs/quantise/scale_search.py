@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dsv3export.graphs.quantise.int_weight import middle
 
-_SHRINK = torch.linspace(1.05, 0.5, 40).tolist()
+_STEPS, _SMALLEST_SHARE = 40, 0.5
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
@@ -30,7 +30,9 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, importance: Tensor |
     top = (1 << bits) - 1
     best = groups.new_full(low.shape, torch.inf)
     best_scale, best_zero = torch.ones_like(best), torch.full_like(best, middle(bits))
-    for shrink in _SHRINK:
+    # The widest one tried is the one that plain rounding takes, so that the result is never worse.
+    widest = middle(bits) / (middle(bits) - 1) if symmetric else 1.0
+    for shrink in torch.linspace(widest, _SMALLEST_SHARE, _STEPS).tolist():
         scale = low * (-shrink / middle(bits)) if symmetric else (high - low) * (shrink / top)
         scale = torch.where(scale.abs() >= _SMALLEST_SCALE, scale, 1.0)
         zero = torch.full_like(scale, middle(bits)) if symmetric else (-low * shrink / scale).round().clamp(0, top)

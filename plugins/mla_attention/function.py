@@ -7,10 +7,23 @@ from dsv3export.plugins.registry import Attributes, Dims
 
 def function(dims: Dims, attributes: Attributes) -> str:
     """ONNX text for H heads of widths Dn, Dr, Dv over a latent of Dc + Dr."""
-    heads, nope, latent = dims["H"], dims["Dn"], dims["Dc"]
-    value = dims["Dv"]
+    heads, nope, latent, value = dims["H"], dims["Dn"], dims["Dc"], dims["Dv"]
     return f"""
 MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
+    per_head_shape = Constant <value_ints = [{heads}, {nope + value}, {latent}]> ()
+    per_head = Reshape (kv_b, per_head_shape)
+    widths = Constant <value_ints = [{nope}, {value}]> ()
+    w_uk, w_uv = Split <axis = 1> (per_head, widths)
+    w_uv_t = Transpose <perm = [0, 2, 1]> (w_uv)
+{body(dims, attributes)}
+}}
+"""
+
+
+def body(dims: Dims, attributes: Attributes) -> str:
+    """ONNX text: `out` from q_nope, q_pe, cache, start and float w_uk [H, Dn, Dc] and w_uv_t [H, Dc, Dv]."""
+    heads, latent, value = dims["H"], dims["Dc"], dims["Dv"]
+    return f"""
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
     two = Constant <value_ints = [2]> ()
@@ -34,12 +47,6 @@ MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
     mask_rows = Where (hidden, minus_infinity, nothing)
     mask = Unsqueeze (mask_rows, one)
 
-    per_head_shape = Constant <value_ints = [{heads}, {nope + value}, {latent}]> ()
-    per_head = Reshape (kv_b, per_head_shape)
-    widths = Constant <value_ints = [{nope}, {value}]> ()
-    w_uk, w_uv = Split <axis = 1> (per_head, widths)
-    w_uv_t = Transpose <perm = [0, 2, 1]> (w_uv)
-
     q_heads = Transpose <perm = [0, 2, 1, 3]> (q_nope)
     q_absorbed = MatMul (q_heads, w_uk)
     q_pe_heads = Transpose <perm = [0, 2, 1, 3]> (q_pe)
@@ -58,6 +65,4 @@ MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
     per_head_out = MatMul (mixed, w_uv_t)
     per_token_out = Transpose <perm = [0, 2, 1, 3]> (per_head_out)
     out_shape = Constant <value_ints = [0, 0, {heads * value}]> ()
-    out = Reshape (per_token_out, out_shape)
-}}
-"""
+    out = Reshape (per_token_out, out_shape)"""

@@ -77,6 +77,18 @@ def test_a_right_padded_step_equals_the_sequences_alone(golden: Golden, session:
         assert_close(again[slot, 0], expected[-1], SAME, f"slot {slot} after the padding")
 
 
+def test_the_goldens_padded_batch(golden: Golden, session: Session) -> None:
+    """The goldens pad on the left; here the same batch is one step, padded on the right."""
+    batch = golden.arrays("batch")
+    prompts = [ids[mask == 1].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    width = batch["input_ids"].shape[1]
+    padded = [[*prompt, *[1] * (width - len(prompt))] for prompt in prompts]
+    logits = step(session, new_cache(session, 4, width), padded, [0] * 4)
+    last = logits[np.arange(4), [len(prompt) - 1 for prompt in prompts]]
+    assert_close(last, batch["last_logits"], LOGITS, "padded")
+    assert_close(last, batch["last_logits_unpadded"], LOGITS, "alone")
+
+
 def test_a_step_changes_its_own_rows_of_the_cache_only(golden: Golden, session: Session) -> None:
     cache = new_cache(session, 3, 20)
     for layer in range(session.cache_layers):

@@ -116,18 +116,21 @@ chunks = st.sampled_from([1, 2, 5, 20])
 seeds = st.integers(0, 2**20)
 
 
+@pytest.mark.slow
 @quick(max_examples=12)
 @given(config=v3_configs(), seed=seeds, chunk=chunks)
 def test_v3_variants(config: dict[str, Any], seed: int, chunk: int) -> None:
     check(config, seed, chunk, transformers=True)
 
 
+@pytest.mark.slow
 @quick(max_examples=10)
 @given(config=v2_configs(), seed=seeds, chunk=chunks)
 def test_v2_variants(config: dict[str, Any], seed: int, chunk: int) -> None:
     check(config, seed, chunk, transformers=True)
 
 
+@pytest.mark.slow
 @quick(max_examples=12)
 @given(config=unusual_configs(), seed=seeds, chunk=chunks)
 def test_unusual_variants(config: dict[str, Any], seed: int, chunk: int) -> None:

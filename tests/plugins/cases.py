@@ -158,7 +158,7 @@ def experts_int_case(
     name: str, tokens: int, hidden: int, width: int, experts: int, k: int, bits: int, group: int, zero_points: bool
 ) -> Case:
     inputs = dict(experts_case(name, tokens, hidden, width, experts, k).inputs)
-    zeros = {}
+    zeros: dict[str, Array] = {}
     for bank, rows, inner in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):
         del inputs[bank]
         packed = _packed_weights(name + bank, (experts, rows), inner, bits, group, zero_points)

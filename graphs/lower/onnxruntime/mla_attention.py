@@ -2,14 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dsv3export.plugins.registry import Attributes, Dims
+
+# ONNX text of `result` = x @ weight for [H, M, K] and a weight [H, K, N], by their names.
+Product = Callable[[str, str, str], str]
 
 
 def function(dims: Dims, attributes: Attributes) -> str:
-    """ONNX text.
+    """dsv3::MlaAttention with float32 w_uk [H, Dn, Dc] and w_uv [H, Dc, Dv], the two parts of kv_b."""
+    return f"""
+MlaAttention (q_nope, q_pe, cache, w_uk, w_uv, start) => (out) {{
+{_body(dims, attributes, _float_product, "", "")}
+}}
+"""
 
-    Both forms share w_uk [H, Dn, Dc] and w_uv [H, Dc, Dv], the two parts of kv_b, and the cache sliced to the longest
-    length T. Multiplications per head and slot, S queries over T cached tokens:
+
+def int_function(dims: Dims, attributes: Attributes) -> str:
+    """dsv3::MlaAttentionInt: integer products while decoding; a long prefill dequantises the weights first."""
+    return f"""
+MlaAttentionInt (q_nope, q_pe, cache, w_uk_q, w_uk_scale, w_uv_q, w_uv_scale, start) => (out) {{
+{_body(dims, attributes, _int_product, _dequantise("w_uk", dims["Dn"]), _dequantise("w_uv", dims["Dc"]))}
+}}
+"""
+
+
+def _float_product(x: str, weight: str, result: str) -> str:
+    return f"""
+            {result} = MatMul ({x}, {weight})"""
+
+
+def _int_product(x: str, weight: str, result: str) -> str:
+    """Each row of x is rounded to 8 bits with a scale of its own, amax / 127, around 128: MLAS is slower on int8.
+
+    DynamicQuantizeLinear would be one node instead of six, with one scale for all heads: on the trained test model its
+    next token then differs from prefill's at 4 positions of 100.
+    """
+    return f"""
+            {result}_abs = Abs ({x})
+            {result}_last = Constant <value_ints = [-1]> ()
+            {result}_amax = ReduceMax <keepdims = 1> ({result}_abs, {result}_last)
+            {result}_tiny = Constant <value_float = 1e-30> ()
+            {result}_positive = Max ({result}_amax, {result}_tiny)
+            {result}_steps = Constant <value_float = 127.0> ()
+            {result}_unit = Div ({result}_steps, {result}_positive)
+            {result}_scaled = Mul ({x}, {result}_unit)
+            {result}_rounded = Round ({result}_scaled)
+            {result}_middle = Constant <value_float = 128.0> ()
+            {result}_shifted = Add ({result}_rounded, {result}_middle)
+            {result}_x = Cast <to = 2> ({result}_shifted)
+            {result}_zero = Constant <value = uint8 {{128}}> ()
+            {result}_int = MatMulInteger ({result}_x, {weight}_q, {result}_zero)
+            {result}_float = Cast <to = 1> ({result}_int)
+            {result}_columns = Mul ({result}_float, {weight}_scale)
+            {result} = Div ({result}_columns, {result}_unit)"""
+
+
+def _dequantise(weight: str, rows: int) -> str:
+    # Not Cast and Mul: those would be folded into a float copy that stays in memory.
+    return f"""
+            {weight} = DequantizeLinear <axis = 1, block_size = {rows}> ({weight}_q, {weight}_scale)"""
+
+
+def _body(dims: Dims, attributes: Attributes, product: Product, w_uk: str, w_uv: str) -> str:
+    """ONNX text of both forms.
+
+    Both share the weights and the cache sliced to the longest length T. Multiplications per head and slot, with S
+    queries over T cached tokens:
 
         absorbed      S*T*(2*Dc + Dr) + S*Dc*(Dn + Dv)
         decompressed  S*T*(Dn + Dr + Dv) + T*Dc*(Dn + Dv)
@@ -20,7 +80,6 @@ def function(dims: Dims, attributes: Attributes) -> str:
     value = dims["Dv"]
     scale = repr(attributes["scale"])
     return f"""
-MlaAttention (q_nope, q_pe, cache, w_uk, w_uv, start) => (out) {{
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
     two = Constant <value_ints = [2]> ()
@@ -54,14 +113,12 @@ MlaAttention (q_nope, q_pe, cache, w_uk, w_uv, start) => (out) {{
     decompress = Greater (saved, zero_scalar)
     out = If (decompress) <
         then_branch = decompressed () => (float[batch, queries, {heads * value}] out_decompressed) {{
-{_decompressed(heads, latent, rope, value, scale)}
+{w_uk}{w_uv}{_decompressed(heads, latent, rope, value, scale)}
         }},
         else_branch = absorbed () => (float[batch, queries, {heads * value}] out_absorbed) {{
-{_absorbed(heads, nope, rope, latent, value, scale)}
+{_absorbed(dims, scale, product)}
         }}
-    >
-}}
-"""
+    >"""
 
 
 def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str) -> str:
@@ -86,13 +143,13 @@ def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str) ->
             out_decompressed = Reshape (per_token_out, joined)"""
 
 
-def _absorbed(heads: int, nope: int, rope: int, latent: int, value: int, scale: str) -> str:
+def _absorbed(dims: Dims, scale: str, product: Product) -> str:
+    heads, nope, rope, latent, value = dims["H"], dims["Dn"], dims["Dr"], dims["Dc"], dims["Dv"]
     width = latent + rope
     return f"""
             tokens_shape = Constant <value_ints = [-1, {heads}, {nope}]> ()
             q_tokens = Reshape (q_nope, tokens_shape)
-            q_heads = Transpose <perm = [1, 0, 2]> (q_tokens)
-            q_absorbed_heads = MatMul (q_heads, w_uk)
+            q_heads = Transpose <perm = [1, 0, 2]> (q_tokens){product("q_heads", "w_uk", "q_absorbed_heads")}
             q_absorbed = Transpose <perm = [1, 0, 2]> (q_absorbed_heads)
             pe_shape = Constant <value_ints = [-1, {heads}, {rope}]> ()
             q_pe_tokens = Reshape (q_pe, pe_shape)
@@ -116,8 +173,7 @@ def _absorbed(heads: int, nope: int, rope: int, latent: int, value: int, scale: 
             mixed = Slice (mixed_width, zero, latent_end, two)
             mixed_shape = Constant <value_ints = [-1, {heads}, {latent}]> ()
             mixed_tokens = Reshape (mixed, mixed_shape)
-            mixed_heads = Transpose <perm = [1, 0, 2]> (mixed_tokens)
-            out_heads = MatMul (mixed_heads, w_uv)
+            mixed_heads = Transpose <perm = [1, 0, 2]> (mixed_tokens){product("mixed_heads", "w_uv", "out_heads")}
             out_tokens = Transpose <perm = [1, 0, 2]> (out_heads)
             out_width = Constant <value_ints = [{heads * value}]> ()
             out_shape = Concat <axis = 0> (batch, queries, out_width)

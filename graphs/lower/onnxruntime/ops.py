@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from dsv3export.graphs.lower.onnxruntime.mla_attention import function as mla_attention
+from dsv3export.graphs.lower.onnxruntime.mla_attention import int_function as mla_attention_int
 from dsv3export.plugins import OPS
 from dsv3export.plugins.registry import Attributes, Dims, FunctionText
 
@@ -143,6 +144,9 @@ ROWS: Mapping[str, Row] = {
             Packed("w_uk", "w_uk", ("kv_b",), "w_uk", ("H", "Dn", "Dc")),
             Packed("w_uv", "w_uv", ("kv_b",), "w_uv", ("H", "Dc", "Dv")),
         ),
+    ),
+    "MlaAttentionInt": Row(
+        mla_attention_int, ("q_nope", "q_pe", "cache", "w_uk", "w_uk_scale", "w_uv", "w_uv_scale", "start")
     ),
     "MoEExperts": Row(
         _moe_experts,
