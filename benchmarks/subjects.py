@@ -50,7 +50,7 @@ def _dsv3export(paths: Paths, threads: int) -> Subject:
 
 
 def _transformers(paths: Paths, threads: int, options: Mapping[str, str]) -> Subject:
-    """A plain loop over `forward`, which is faster than `generate`; the head runs for the last token only."""
+    """A plain loop over `forward`, without what `generate` adds; the head runs for the last token only."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 

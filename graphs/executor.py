@@ -12,8 +12,11 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
 from dsv3export.errors import RequestError
 from dsv3export.graphs.interpreter import Observer, run
-from dsv3export.graphs.trace import graph_for
+from dsv3export.graphs.passes.quantise import quantise
+from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.trace import Part, graph_for
 from dsv3export.graphs.weight_cache import WeightCache
+from dsv3export.recipe import Recipe
 from dsv3export.runtime.latent_cache import LatentCache
 
 DEFAULT_MAX_WEIGHT_BYTES = 4 << 30
@@ -23,23 +26,37 @@ class Executor:
     """Runs a checkpoint's graph; also a `Session`, so that the runtime's generation works on top of it.
 
     Args:
-        checkpoint: The weights; read one layer at a time when they exceed `max_weight_bytes` as float32.
-        max_weight_bytes: How many bytes of float32 weights to keep in memory.
+        checkpoint: The weights; read one layer at a time when they exceed `max_weight_bytes`.
+        max_weight_bytes: How many bytes of weights to keep in memory.
+        recipe: Run the graph at this precision instead of float32: what an engine of that recipe should compute.
     """
 
-    def __init__(self, checkpoint: Checkpoint, max_weight_bytes: int = DEFAULT_MAX_WEIGHT_BYTES) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        max_weight_bytes: int = DEFAULT_MAX_WEIGHT_BYTES,
+        recipe: Recipe | None = None,
+    ) -> None:
         self.config: ModelConfig = checkpoint.config
         self.cache_layers = self.config.num_hidden_layers
         self.cache_width = self.config.latent_width
         self.vocab_size = self.config.vocab_size
-        self._trunk = graph_for(self.config)
-        self._mtp = graph_for(self.config, "mtp") if self.config.num_nextn_predict_layers else None
-        self._weights = WeightCache(checkpoint, max_weight_bytes)
+        chosen = recipe or Recipe.for_precision("fp32")
+        trunk = _graph(self.config, "trunk", chosen)
+        mtp = _graph(self.config, "mtp", chosen) if self.config.num_nextn_predict_layers else None
+        self._trunk, self._mtp = trunk.model, mtp.model if mtp else None
+        exprs = {**trunk.weights, **(mtp.weights if mtp else {})}
+        self._weights = WeightCache(checkpoint, exprs, max_weight_bytes)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, max_weight_bytes: int = DEFAULT_MAX_WEIGHT_BYTES) -> Executor:
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        max_weight_bytes: int = DEFAULT_MAX_WEIGHT_BYTES,
+        recipe: Recipe | None = None,
+    ) -> Executor:
         """Open and validate a checkpoint directory; raises ConfigError or CheckpointError."""
-        return cls(Checkpoint.open(Path(path)), max_weight_bytes)
+        return cls(Checkpoint.open(Path(path)), max_weight_bytes, recipe)
 
     def step(
         self,
@@ -111,6 +128,10 @@ class Executor:
         wrong = [token for token in token_ids if not 0 <= token < self.vocab_size]
         if wrong:
             raise RequestError("token ids", expected=f"0..{self.vocab_size - 1}", got=str(wrong[0]))
+
+
+def _graph(config: ModelConfig, part: Part, recipe: Recipe) -> GraphWithWeights:
+    return quantise(GraphWithWeights.traced(graph_for(config, part)), recipe, config)
 
 
 def _sequence(token_ids: list[int]) -> dict[str, torch.Tensor]:

@@ -1,23 +1,26 @@
-"""Float32 weights for the executor, read when asked for."""
+"""Weights for the executor, made when asked for."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.checkpoint.model_weights import load_float32
+from dsv3export.graphs.weight_expr import WeightExpr
+from dsv3export.graphs.weight_plan import Packer
 
 
 class WeightCache:
-    """Float32 torch weights by graph name; keeps the latest ones up to a budget of bytes.
+    """Torch weights by graph name; keeps the latest ones up to a budget of bytes.
 
     A model that does not fit is streamed: each layer's weights are read again when its turn comes.
     """
 
-    def __init__(self, checkpoint: Checkpoint, max_bytes: int) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, exprs: Mapping[str, WeightExpr], max_bytes: int) -> None:
+        self._packer = Packer(checkpoint)
+        self._exprs = exprs
         self._max_bytes = max_bytes
         self._bytes = 0
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
@@ -26,7 +29,7 @@ class WeightCache:
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name]
-        array = load_float32(name, self._checkpoint)
+        array = self._packer.pack(self._exprs[name])
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         self._kept[name] = tensor
         self._bytes += tensor.nbytes

@@ -40,6 +40,7 @@ _DEFINITIONS = {
     "MoERoute": "moe_route",
     "MoEExperts": "moe_experts",
     "LinearInt": "linear_int",
+    "MlaAttentionInt": "mla_attention_int",
     "MoEExpertsInt": "moe_experts_int",
 }
 
@@ -82,6 +83,28 @@ def mla_case(
         "start": np.array(start, np.int64),
     }
     return Case("MlaAttention", name, inputs, {"scale": scale})
+
+
+def mla_int_case(
+    name: str,
+    start: Sequence[int],
+    new: int,
+    capacity: int,
+    dims: tuple[int, int, int, int, int] = (2, 6, 4, 5, 8),
+    scale: float = 0.3,
+) -> Case:
+    """`mla_case` with random 8-bit up-projections in place of kv_b."""
+    heads, nope, _, value, latent = dims
+    base, random = mla_case(name, start, new, capacity, dims, scale), np.random.default_rng(_seed(name))
+    size = 1 / (74 * latent**0.5)
+    weights = {
+        "w_uk": random.integers(-127, 128, (heads, nope, latent)).astype(np.int8),
+        "w_uk_scale": random.uniform(0.5 * size, 2 * size, (heads, 1, latent)).astype(np.float32),
+        "w_uv": random.integers(-127, 128, (heads, latent, value)).astype(np.int8),
+        "w_uv_scale": random.uniform(0.5 * size, 2 * size, (heads, 1, value)).astype(np.float32),
+    }
+    run_time = {port: base.inputs[port] for port in ("q_nope", "q_pe", "cache")}
+    return Case("MlaAttentionInt", name, {**run_time, **weights, "start": base.inputs["start"]}, base.attributes)
 
 
 def route_case(
@@ -244,6 +267,11 @@ CASES = (
     linear_int_case("int4_last_group_cut", 1, 50, 7, 4, 32),
     linear_int_case("int4_zero_points", 3, 64, 5, 4, 32, True),
     linear_int_case("int4_odd_number_of_zero_points", 3, 96, 5, 4, 32, True),
+    mla_int_case("decode", (9,), 1, 16),
+    mla_int_case("ragged_decode", (0, 30, 7), 1, 40),
+    mla_int_case("ragged_prefill", (0, 5, 17), 8, 32),
+    mla_int_case("true_dims_prefill", (0,), 16, 16, (4, 128, 64, 128, 512), 0.07),
+    mla_int_case("true_dims_decode", (20, 3), 1, 24, (4, 128, 64, 128, 512), 0.07),
     experts_int_case("int8", 7, 64, 32, 6, 2, 8, 32, False),
     experts_int_case("int8_zero_points", 7, 64, 32, 6, 2, 8, 32, True),
     experts_int_case("int4", 7, 64, 32, 6, 2, 4, 32, False),

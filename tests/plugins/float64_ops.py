@@ -38,6 +38,23 @@ def mla_attention(q_nope: Array, q_pe: Array, cache: Array, kv_b: Array, start: 
     return out.reshape(batch, queries, -1)
 
 
+def mla_attention_int(
+    q_nope: Array,
+    q_pe: Array,
+    cache: Array,
+    w_uk: Array,
+    w_uk_scale: Array,
+    w_uv: Array,
+    w_uv_scale: Array,
+    start: Array,
+    scale: float,
+) -> Array:
+    """By kv_b, a head's rows of which are its keys' and then its values'."""
+    keys, values = w_uk * w_uk_scale.astype(np.float64), w_uv * w_uv_scale.astype(np.float64)
+    kv_b = np.concatenate([keys, np.swapaxes(values, 1, 2)], axis=1)
+    return mla_attention(q_nope, q_pe, cache, kv_b.reshape(-1, kv_b.shape[2]), start, scale)
+
+
 def moe_route(
     logits: Array,
     bias: Array,
