@@ -77,7 +77,7 @@ class Packer:
     def _int_parts(self, expr: WeightExpr) -> dict[str, NDArray[Any]]:
         if expr.inputs not in self._quantised:
             (weight,) = expr.inputs
-            self._quantised[expr.inputs] = quantise_weight(self.pack(weight), dict(expr.params))
+            self._quantised[expr.inputs] = quantise_weight(self.pack(weight), dict(expr.params), weight.name)
             while len(self._quantised) > _KEPT_WEIGHTS:
                 self._quantised.popitem(last=False)
         return self._quantised[expr.inputs]

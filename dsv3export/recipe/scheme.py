@@ -23,7 +23,6 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CHANNEL = "channel"
 Option = int | str  # bool is an int
 
-_METHODS: tuple[Option, ...] = ("mse", "rtn", "gptq")
 # Format -> the keys that it takes -> the values of each, the default first.
 OPTIONS: Mapping[Format, Mapping[str, tuple[Option, ...]]] = {
     "fp32": {},
@@ -34,13 +33,13 @@ OPTIONS: Mapping[Format, Mapping[str, tuple[Option, ...]]] = {
         "group_size": (128, CHANNEL),
         "symmetric": (True, False),
         "activations": ("int8", "none"),
-        "method": _METHODS,
+        "method": ("rtn", "mse", "gptq"),
     },
     "int4": {
         "group_size": (128, 64, 32),
         "symmetric": (True, False),
         "activations": ("int8", "none"),
-        "method": _METHODS,
+        "method": ("mse", "rtn", "gptq"),
     },
 }
 # A table of which rows are looked up is no matrix to multiply with: it has neither blocks nor groups.
