@@ -22,7 +22,9 @@ def quantise_weight(weight: NDArray[np.float32], params: Mapping[str, Any], name
         name: For messages.
     """
     bits, group, per_channel = params["bits"], params["group"], params["per_channel"]
-    quantised = quantise(weight, bits, None if per_channel else group, params["symmetric"], None, params["method"], name)
+    quantised = quantise(
+        weight, bits, None if per_channel else group, params["symmetric"], None, params["method"], name
+    )
     if per_channel:
         quantised = split_groups(quantised, None, group)
     parts: dict[str, NDArray[Any]] = {"int_q": pack(quantised.q, bits, group), "int_scale": quantised.scale}

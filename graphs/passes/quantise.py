@@ -27,7 +27,7 @@ from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.values import is_weight
 from dsv3export.plugins import DOMAIN, OPS
 from dsv3export.plugins.dims import bind_dims, static_dims
-from dsv3export.recipe import COMPONENTS, Component, Recipe, Scheme
+from dsv3export.recipe import COMPONENTS, Component, Recipe, RecipeError, Scheme
 
 Schemes = tuple[Scheme | None, ...]
 BITS = {"int8": 8, "int4": 4}
@@ -99,6 +99,15 @@ def _linear(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
 
 
 def _experts(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
+    group = scheme.group_size or CHANNEL_GROUP
+    widths = {_static_dims(bank)[-1] for bank in node.inputs if bank is not None and is_weight(bank)}
+    if any(width % group for width in widths):
+        raise RecipeError(
+            "routed_experts group_size",
+            expected=f"a divisor of the experts' input widths, {' and '.join(map(str, sorted(widths)))}",
+            got=str(group),
+            fix="Choose a smaller group_size in a recipe.",
+        )
     banks = [_packed(rewriter, bank, scheme) for bank in node.inputs if bank is not None and is_weight(bank)]
     run_time = [value for value in node.inputs if value is not None and not is_weight(value)]
     weights = [value for bank in banks for value in bank[:2]] + [bank[2] for bank in banks if len(bank) > 2]

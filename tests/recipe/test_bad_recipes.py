@@ -55,7 +55,7 @@ BAD: list[tuple[str | bytes, str]] = [
     (ATTENTION + 'group_size = "channel"', 'expected 128 or 64 or 32, got "channel"'),
     (ATTENTION + 'format = "int8"\ngroup_size = 64', 'group_size: expected 128 or "channel", got 64'),
     (ATTENTION + "symmetric = 1", "components.attention.symmetric: expected true or false, got 1"),
-    (ATTENTION + 'activations = "1x128"', 'components.attention.activations: expected "none" or "int8", got "1x128"'),
+    (ATTENTION + 'activations = "1x128"', 'components.attention.activations: expected "int8" or "none", got "1x128"'),
     (ATTENTION + 'format = "fp8"\nactivations = "int8"', 'activations: expected "none" or "1x128", got "int8"'),
     (ATTENTION + 'method = "awq"', 'components.attention.method: expected "mse" or "rtn" or "gptq", got "awq"'),
     (

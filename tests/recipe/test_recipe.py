@@ -32,14 +32,19 @@ def from_text(tmp_path: Path, text: str) -> Recipe:
     return Recipe.from_toml(path)
 
 
+def test_defaults_of_the_integer_formats() -> None:
+    assert INT8.describe() == "int8, groups of 128, symmetric, rtn, activations int8"
+    assert INT4.describe() == "int4, groups of 128, symmetric, mse, activations int8"
+
+
 @pytest.mark.parametrize(
     ("precision", "layers", "head", "embedding"),
     [
         ("fp32", "fp32", "fp32", "fp32"),
         ("bf16", "bf16", "bf16", "bf16"),
         ("fp8", "fp8, blocks of 128 x 128", "bf16", "bf16"),
-        ("int8", "int8, groups of 128, symmetric, mse", "int8, groups of 128, symmetric, mse", "bf16"),
-        ("int4", "int4, groups of 128, symmetric, mse", "int8, groups of 128, symmetric, mse", "bf16"),
+        ("int8", INT8.describe(), INT8.describe(), "bf16"),
+        ("int4", INT4.describe(), INT8.describe(), "bf16"),
     ],
 )
 def test_presets(precision: str, layers: str, head: str, embedding: str) -> None:
@@ -58,7 +63,7 @@ def test_the_example_in_the_documentation(tmp_path: Path) -> None:
         ("dense_mlp", "all", INT4.describe()),
         ("shared_experts", "all", INT4.describe()),
         ("routed_experts", "first 1", INT8.describe()),
-        ("routed_experts", "last 2", "int4, groups of 32, symmetric, mse"),
+        ("routed_experts", "last 2", "int4, groups of 32, symmetric, mse, activations int8"),
         ("routed_experts", "others", INT4.describe()),
         ("head", "all", INT8.describe()),
         ("embedding", "all", "bf16"),
@@ -80,8 +85,12 @@ def test_a_table_without_a_format_changes_the_scheme_below(tmp_path: Path) -> No
         method = "gptq"
         """,
     )
-    assert recipe.scheme("routed_experts", 0, 4) == Scheme("int4", 32, symmetric=False, method="mse")
-    assert recipe.scheme("routed_experts", 3, 4) == Scheme("int4", 32, symmetric=False, method="gptq")
+    assert recipe.scheme("routed_experts", 0, 4) == Scheme(
+        "int4", 32, symmetric=False, activations="int8", method="mse"
+    )
+    assert recipe.scheme("routed_experts", 3, 4) == Scheme(
+        "int4", 32, symmetric=False, activations="int8", method="gptq"
+    )
 
 
 def test_a_table_with_a_format_starts_from_its_defaults(tmp_path: Path) -> None:
@@ -124,8 +133,8 @@ def test_more_layers_than_the_model_has(tmp_path: Path) -> None:
 
 
 def test_json_spells_everything_out_in_a_fixed_order() -> None:
-    ints = {"group_size": 128, "symmetric": True, "activations": "none", "method": "mse"}
-    int4, int8 = {"format": "int4"} | ints, {"format": "int8"} | ints
+    ints = {"group_size": 128, "symmetric": True, "activations": "int8", "method": "mse"}
+    int4, int8 = {"format": "int4"} | ints, {"format": "int8"} | ints | {"method": "rtn"}
     expected = {
         "precision": "int4",
         "components": dict.fromkeys(LAYER_COMPONENTS, int4) | {"head": int8, "embedding": {"format": "bf16"}},
