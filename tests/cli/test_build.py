@@ -6,10 +6,14 @@ import json
 import os
 import pty
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+
+import pytest
 
 from dsv3export.cli import capabilities
 from dsv3export.engine.manifest import Manifest
+from dsv3export.errors import BackendError
 from tests.support.command_line import run_here, run_process
 
 
@@ -57,10 +61,16 @@ def test_progress_on_a_terminal(tiny_fp8: Path, tmp_path: Path) -> None:
 
 def test_choices_are_those_of_the_compiler() -> None:
     """The tables are apart because importing the compiler imports torch."""
-    from dsv3export.graphs import build
+    from dsv3export.graphs import buildable
+    from dsv3export.recipe import PRECISIONS, Recipe
 
-    assert capabilities.BACKENDS == build.BACKENDS
-    assert capabilities.PRECISIONS == build.PRECISIONS
+    assert capabilities.BACKENDS == buildable.BACKENDS
+    assert capabilities.PRECISIONS == PRECISIONS
+    for backend in capabilities.BACKENDS:
+        for precision in PRECISIONS:
+            known = (backend, precision) in capabilities.BUILD_PACKAGES
+            with nullcontext() if known else pytest.raises(BackendError):
+                buildable.check_buildable(backend, Recipe.for_precision(precision))
 
 
 def on_a_terminal(*arguments: str) -> str:

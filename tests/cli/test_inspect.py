@@ -87,7 +87,7 @@ def test_without_weights(kind: str, root: Path) -> None:
             "checkpoint",
             ["1 dense_layer (0); 3 moe_layer (1-3); 1 mtp_layer (4)", "7.49 M total", "F8_E4M3", "501 tensors"],
         ),
-        ("engine", ["precision fp32", "onnxruntime", "opset 24", "graph/trunk.onnx", "as they were built"]),
+        ("engine", ["routed_experts", "fp32", "onnxruntime", "opset 24", "graph/trunk.onnx", "as they were built"]),
         ("deepseek-v3", ["671.03 B total, 36.63 B active per token, 11.61 B more in MTP", "68.6 KiB in bf16"]),
         ("deepseek-v2-lite", ["1 dense_layer (0); 26 moe_layer (1-26)", "q_lora_rank", "none"]),
     ],

@@ -14,6 +14,7 @@ from dsv3export.graphs import Executor
 from dsv3export.graphs.interpreter import run
 from dsv3export.graphs.opset import KIND_DOMAIN
 from dsv3export.graphs.weight_cache import WeightCache
+from dsv3export.graphs.weight_expr import leaf
 from tests.support.synthetic import random_checkpoint, tiny_config
 
 IDS = [0, 5, 96, 33, 2]
@@ -41,13 +42,14 @@ def test_weight_cache_keeps_to_its_budget(checkpoint: Checkpoint) -> None:
     """The latest weights stay; a weight larger than the budget is still handed out."""
     names = [f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
     size = checkpoint.float32(names[0]).nbytes
-    cache = WeightCache(checkpoint, 2 * size)
+    exprs = {name: leaf(name) for name in names}
+    cache = WeightCache(checkpoint, exprs, 2 * size)
     first, second = cache[names[0]], cache[names[1]]
     assert cache[names[0]] is first
     assert torch.equal(cache[names[2]], torch.tensor(checkpoint.float32(names[2])))
     assert cache[names[0]] is first
     assert cache[names[1]] is not second
-    nothing = WeightCache(checkpoint, 0)
+    nothing = WeightCache(checkpoint, exprs, 0)
     assert torch.equal(nothing[names[0]], first)
 
 

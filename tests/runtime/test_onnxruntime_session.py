@@ -20,9 +20,12 @@ from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.writer import EngineWriter
 from dsv3export.errors import BackendError, EngineError, InternalError
+from dsv3export.recipe import Recipe
 from dsv3export.runtime.latent_cache import LatentCache
 from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 from tests.runtime.toy_model import LAYERS, WIDTH, ToySession, onnx_graph, planned
+
+FP32 = Recipe.for_precision("fp32")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +195,7 @@ def dtype_engine(out: Path, checkpoint: Path) -> None:
         table = writer.write_weights(plan, lambda weight: np.arange(256).astype(NUMPY[weight.dtype]))
         record = CheckpointRecord.from_fingerprint(checkpoint, source.fingerprint())
         backend = BackendRecord("onnxruntime", "0", 24)
-        writer.finish(Manifest("test", source.config.raw, {}, backend, {"trunk": graph}, record, tuple(table)))
+        writer.finish(Manifest("test", source.config.raw, FP32, backend, {"trunk": graph}, record, tuple(table)))
 
 
 def test_bf16_and_fp8_weights_and_references(tmp_path: Path, tiny_fp8: Path) -> None:
@@ -213,7 +216,7 @@ def graph_engine(out: Path, checkpoint: Path, graph: bytes, plan: Sequence[Plann
         table = writer.write_weights(plan, lambda weight: np.zeros(weight.shape, NUMPY[weight.dtype]))
         record = CheckpointRecord.from_fingerprint(checkpoint, source.fingerprint())
         backend = BackendRecord("onnxruntime", "0", 24)
-        writer.finish(Manifest("test", source.config.raw, {}, backend, {"trunk": graph_record}, record, tuple(table)))
+        writer.finish(Manifest("test", source.config.raw, FP32, backend, {"trunk": graph_record}, record, tuple(table)))
     return EngineFiles.open(out)
 
 
