@@ -33,6 +33,11 @@ def check_buildable(backend: str, recipe: Recipe) -> None:
                 expected=f"one of {known}, which this version builds",
                 fix="Choose another precision or recipe.",
             )
+        if (component, scheme.format, scheme.activations) == ("routed_experts", "int8", "none"):
+            raise BackendError(
+                f"{recipe.source}: {component} as int8 with activations none on {backend}",
+                expected="activations int8: ONNX Runtime's QMoE rounds them at 8 bits whatever it is asked",
+            )
         if scheme.method == "gptq":
             raise BackendError(
                 f"{recipe.source}: {component} by gptq", expected="method mse or rtn, which this version has"

@@ -4,26 +4,9 @@ from __future__ import annotations
 
 from dsv3export.plugins.registry import Attributes, Dims
 
-
-def function(dims: Dims, attributes: Attributes) -> str:
-    """ONNX text for H heads of widths Dn, Dr, Dv over a latent of Dc + Dr."""
-    heads, nope, latent, value = dims["H"], dims["Dn"], dims["Dc"], dims["Dv"]
-    return f"""
-MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
-    per_head_shape = Constant <value_ints = [{heads}, {nope + value}, {latent}]> ()
-    per_head = Reshape (kv_b, per_head_shape)
-    widths = Constant <value_ints = [{nope}, {value}]> ()
-    w_uk, w_uv = Split <axis = 1> (per_head, widths)
-    w_uv_t = Transpose <perm = [0, 2, 1]> (w_uv)
-{body(dims, attributes)}
-}}
-"""
-
-
-def body(dims: Dims, attributes: Attributes) -> str:
-    """ONNX text: `out` from q_nope, q_pe, cache, start and float w_uk [H, Dn, Dc] and w_uv_t [H, Dc, Dv]."""
-    heads, latent, value = dims["H"], dims["Dc"], dims["Dv"]
-    return f"""
+# ONNX text: `latent` [B, T, Dc+Dr], the cache up to the longest length T, and `mask` [B, S, T], -inf where row t of
+# slot b lies behind query s, else 0; and the constants and lengths that come with them.
+VISIBLE = """
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
     two = Constant <value_ints = [2]> ()
@@ -44,8 +27,29 @@ def body(dims: Dims, attributes: Attributes) -> str:
     hidden = Less (last_column, rows)
     minus_infinity = Constant <value_float = -inf> ()
     nothing = Constant <value_float = 0.0> ()
-    mask_rows = Where (hidden, minus_infinity, nothing)
-    mask = Unsqueeze (mask_rows, one)
+    mask = Where (hidden, minus_infinity, nothing)"""
+
+
+def function(dims: Dims, attributes: Attributes) -> str:
+    """ONNX text for H heads of widths Dn, Dr, Dv over a latent of Dc + Dr."""
+    heads, nope, latent, value = dims["H"], dims["Dn"], dims["Dc"], dims["Dv"]
+    return f"""
+MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
+    per_head_shape = Constant <value_ints = [{heads}, {nope + value}, {latent}]> ()
+    per_head = Reshape (kv_b, per_head_shape)
+    widths = Constant <value_ints = [{nope}, {value}]> ()
+    w_uk, w_uv = Split <axis = 1> (per_head, widths)
+    w_uv_t = Transpose <perm = [0, 2, 1]> (w_uv)
+{body(dims, attributes)}
+}}
+"""
+
+
+def body(dims: Dims, attributes: Attributes) -> str:
+    """ONNX text: `out` from q_nope, q_pe, cache, start and float w_uk [H, Dn, Dc] and w_uv_t [H, Dc, Dv]."""
+    heads, latent, value = dims["H"], dims["Dc"], dims["Dv"]
+    return f"""{VISIBLE}
+    mask_heads = Unsqueeze (mask, one)
 
     q_heads = Transpose <perm = [0, 2, 1, 3]> (q_nope)
     q_absorbed = MatMul (q_heads, w_uk)
@@ -56,7 +60,7 @@ def body(dims: Dims, attributes: Attributes) -> str:
     products = MatMul (query, keys)
     scale = Constant <value_float = {attributes["scale"]!r}> ()
     scaled = Mul (products, scale)
-    masked = Add (scaled, mask)
+    masked = Add (scaled, mask_heads)
     weights = Softmax <axis = -1> (masked)
     compressed_end = Constant <value_ints = [{latent}]> ()
     kv_c_rows = Slice (latent, zero, compressed_end, two)

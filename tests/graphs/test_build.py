@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dsv3export.engine.reader import EngineFiles
-from dsv3export.errors import ConfigError, UserError
+from dsv3export.errors import BackendError, ConfigError, UserError
 from dsv3export.graphs.build import build_engine
 from tests.support.synthetic import random_checkpoint, tiny_config
 
@@ -77,6 +77,13 @@ def test_what_cannot_be_built_is_refused(options: dict[str, Any], message: str, 
     with pytest.raises(UserError, match=message):
         build_engine(tiny_fp8, tmp_path / "engine", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_8_bit_experts_round_their_inputs(tiny_fp8: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('precision = "int8"\n[components.routed_experts]\nactivations = "none"\n')
+    with pytest.raises(BackendError, match=r"routed_experts as int8 with activations none.*expected activations int8"):
+        build_engine(tiny_fp8, tmp_path / "engine", recipe=recipe)
 
 
 def test_a_bad_checkpoint_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dsv3export.plugins.mla_attention.function import VISIBLE
 from dsv3export.plugins.registry import Attributes, Dims
 
 # ONNX text of `result` = x @ weight for [H, M, K] and a weight [H, K, N], by their names.
@@ -79,29 +80,7 @@ def _body(dims: Dims, attributes: Attributes, product: Product, w_uk: str, w_uv:
     heads, nope, rope, latent = dims["H"], dims["Dn"], dims["Dr"], dims["Dc"]
     value = dims["Dv"]
     scale = repr(attributes["scale"])
-    return f"""
-    zero = Constant <value_ints = [0]> ()
-    one = Constant <value_ints = [1]> ()
-    two = Constant <value_ints = [2]> ()
-    zero_scalar = Constant <value_int = 0> ()
-    one_scalar = Constant <value_int = 1> ()
-
-    latest = ReduceMax <keepdims = 1> (start)
-    queries = Shape <start = 1, end = 2> (q_nope)
-    longest = Add (latest, queries)
-    latent = Slice (cache, zero, longest, one)
-
-    queries_scalar = Squeeze (queries, zero)
-    longest_scalar = Squeeze (longest, zero)
-    rows = Range (zero_scalar, longest_scalar, one_scalar)
-    steps = Range (zero_scalar, queries_scalar, one_scalar)
-    start_column = Unsqueeze (start, one)
-    last = Add (start_column, steps)
-    last_column = Unsqueeze (last, two)
-    hidden = Less (last_column, rows)
-    minus_infinity = Constant <value_float = -inf> ()
-    nothing = Constant <value_float = 0.0> ()
-    mask = Where (hidden, minus_infinity, nothing)
+    return f"""{VISIBLE}
 
     per_pair = Constant <value_int = {2 * latent - nope - value}> ()
     per_token = Constant <value_int = {latent * (nope + value)}> ()
