@@ -30,6 +30,8 @@ def quantise_weight(
         hessian_of: What the method gptq needs to know of the weight's inputs.
     """
     bits, group, per_channel = params["bits"], params["group"], params["per_channel"]
+    if not weight.flags.writeable:
+        weight = weight.copy()  # torch warns of a view of the checkpoint
     if params["method"] == "gptq":
         quantised = _calibrated(weight, params, name, hessian_of)
     else:
