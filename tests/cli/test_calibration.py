@@ -59,7 +59,7 @@ def test_bad_input(arguments: tuple[str, ...], says: tuple[str, ...], places: di
 
 
 def test_two_builds_give_the_same_bytes(places: dict[str, str], tiny_bf16: Path, tmp_path: Path) -> None:
-    config = tiny_config(vocab_size=2048, hidden_size=64)
+    config = tiny_config(vocab_size=2048, hidden_size=128, moe_intermediate_size=128)
     checkpoint = random_checkpoint(tmp_path / "checkpoint", config, seed=1, tokenizer_from=tiny_bf16)
     weights = []
     for name in ("first", "second"):

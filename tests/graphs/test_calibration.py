@@ -108,8 +108,9 @@ def test_what_overflows_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_executor_wants_calibration_exactly_where_it_is_used(checkpoint: Checkpoint) -> None:
-    calibrated = Recipe.for_precision("int4", calibrated=True)
-    with pytest.raises(RequestError, match="recipe: attention by gptq: expected a calibration text, got none"):
+    choice = {"precision": "fp32", "components": {"dense_mlp": {"format": "int4"}, "head": {"format": "int8"}}}
+    calibrated = Recipe.from_json(choice, calibrated=True)
+    with pytest.raises(RequestError, match="recipe: dense_mlp by gptq: expected a calibration text, got none"):
         Executor(checkpoint, recipe=calibrated)
     with pytest.raises(RequestError, match="calibration: expected a recipe with an int8 or int4 component by gptq"):
         Executor(checkpoint, calibration_ids=SEQUENCES)

@@ -179,7 +179,7 @@ def test_with_a_calibration_text_gptq_is_the_method_that_is_not_said(tmp_path: P
         'precision = "int4"\n'
         '[components.attention]\nformat = "int8"\n'
         '[components.dense_mlp]\nmethod = "rtn"\n'
-        '[components.routed_experts]\ngroup_size = 32\n'
+        "[components.routed_experts]\ngroup_size = 32\n"
         '[first_layers]\ncount = 1\n[first_layers.components]\ndense_mlp.symmetric = false\nattention.format = "bf16"\n'
     )
     recipe = Recipe.from_toml(path, calibrated=True)
