@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.errors import CheckpointError, RequestError
 from dsv3export.graphs import Executor, calibration
+from dsv3export.graphs.build import build_engine
 from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.quantise import ExpertInputs
 from dsv3export.recipe import Recipe
@@ -86,6 +87,22 @@ def test_each_layer_is_read_once_in_order_and_again_when_gone_back(
     assert read["model.layers.0.mlp.up_proj.weight"] == 2
     for one, other in zip(first, again, strict=True):
         assert one.tobytes() == other.tobytes()
+
+
+def test_a_build_goes_through_the_layers_once(tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: Counter[str] = Counter()
+    load = calibration.load_float32
+
+    def counted(name: str, source: Checkpoint) -> NDArray[np.float32]:
+        read[name] += 1
+        return load(name, source)
+
+    monkeypatch.setattr(calibration, "load_float32", counted)
+    config = tiny_config(vocab_size=2048, hidden_size=128, moe_intermediate_size=128)
+    path = random_checkpoint(tmp_path / "checkpoint", config, seed=1, tokenizer_from=tiny_bf16)
+    (tmp_path / "text.txt").write_text("And it came to pass in the days when the judges ruled. " * 40)
+    build_engine(path, tmp_path / "engine", precision="int4", calibration=tmp_path / "text.txt")
+    assert set(read.values()) == {1}
 
 
 def test_the_mtp_layer_is_not_calibrated(checkpoint: Checkpoint) -> None:
