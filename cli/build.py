@@ -21,6 +21,7 @@ EXAMPLES = (
     "dsv3export build examples/tiny-dsv3 -o tiny.engine",
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --copy-weights",
     "dsv3export build examples/tiny-dsv3 -o tiny.engine --force --json",
+    "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int4 --calibration novel.txt",
 )
 
 
@@ -32,6 +33,12 @@ EXAMPLES = (
 @click.option("--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True)
 @click.option("--recipe", type=PathName(path_type=Path), metavar="FILE", help="Precision by layer, from a file.")
+@click.option(
+    "--calibration",
+    type=PathName(path_type=Path),
+    metavar="FILE",
+    help="Fit int8 and int4 weights to what the model computes on this text (UTF-8).",
+)
 @click.option("--copy-weights", is_flag=True, help="Copy all weights, so that the engine needs no checkpoint.")
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @quiet_option
@@ -43,6 +50,7 @@ def command(
     backend: str,
     precision: str,
     recipe: Path | None,
+    calibration: Path | None,
     copy_weights: bool,
     force: bool,
     quiet: bool,
@@ -66,6 +74,7 @@ def command(
             force=force,
             copy_weights=copy_weights,
             progress=progress,
+            calibration=calibration,
         )
     facts = summary(output, report)
     if as_json:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from dsv3export.evaluate import Comparison, Evaluation, LanguageModel
     from dsv3export.runtime.tokenizer import Tokenizer
 
-# The text is held in memory and tokenized at once.
-MAX_TEXT_BYTES = 64 << 20
-
 EXAMPLES = (
     "dsv3export eval tiny.engine --text tests/data/goldens/heldout.txt",
     "dsv3export eval tiny.engine --text tests/data/goldens/heldout.txt --against examples/tiny-dsv3",
@@ -60,6 +57,7 @@ def command(
     `build`.
     """
     from dsv3export.evaluate import compare, evaluate
+    from dsv3export.runtime.text_file import read_text
 
     content = read_text(text)
     opened = open_model(engine, threads)
@@ -88,21 +86,6 @@ class OpenModel:
     path: str
     model: LanguageModel
     tokenizer: Tokenizer | None
-
-
-def read_text(path: Path) -> str:
-    """The content of a file, line ends as they are. Raises RequestError if it is missing, too long, no UTF-8, empty."""
-    from dsv3export.config.json_file import read_small_file
-    from dsv3export.errors import RequestError
-
-    data = read_small_file(path, RequestError, max_bytes=MAX_TEXT_BYTES)
-    if not data:
-        raise RequestError(str(path), expected="a text", got="an empty file")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        got = f"byte 0x{data[bad.start]:02x} at offset {bad.start}"
-        raise RequestError(str(path), expected="UTF-8 text", got=got) from None
 
 
 def open_model(path: str, threads: int | None) -> OpenModel:

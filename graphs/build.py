@@ -17,7 +17,9 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, Manifest, WeightEntry
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
-from dsv3export.graphs.buildable import check_buildable
+from dsv3export.graphs.buildable import check_buildable, check_calibration
+from dsv3export.graphs.calibration import Calibration
+from dsv3export.graphs.calibration_text import calibration_sequences
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
 from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.opset import OPSET
@@ -48,6 +50,7 @@ def build_engine(
     force: bool = False,
     copy_weights: bool = False,
     progress: Progress | None = None,
+    calibration: str | Path | None = None,
 ) -> BuildReport:
     """Build an engine directory from a checkpoint directory.
 
@@ -56,29 +59,37 @@ def build_engine(
     3. quantise  each component to the precision that the recipe gives it
     4. lower     the dsv3 ops and the weight layouts to the backend
     5. plan      which weights are written and which stay in the checkpoint
-    6. write     weights streaming, then the graph, tokenizer and manifest; the engine appears whole at the end
+    6. write     weights streaming, then the graph, tokenizer and manifest; the engine appears whole at the end;
+                 a calibration text runs through the float32 graph along with them, layer by layer
 
     Args:
         precision: A preset recipe: fp32, bf16, fp8, int8 or int4.
         recipe: A recipe file; it takes the place of `precision`.
         copy_weights: Copy also the weights that could stay in the checkpoint.
         force: Replace an engine that exists at `out`.
+        calibration: A text file. Integer components are then fitted to what they compute on it (method gptq), unless
+            the recipe names another method.
 
     Raises:
         UserError: Bad input, a combination that cannot be built, a full disk; `out` is then as it was before.
     """
     started = time.monotonic()
-    chosen = Recipe.from_toml(recipe) if recipe is not None else Recipe.for_precision(precision)
+    calibrated = calibration is not None
+    chosen = Recipe.from_toml(recipe, calibrated) if recipe is not None else Recipe.for_precision(precision, calibrated)
     check_buildable(backend, chosen)
+    check_calibration(chosen, calibrated)
     checkpoint = Checkpoint.open(Path(checkpoint_path))
     chosen.check_layers(checkpoint.config.num_hidden_layers)
+    fitted = None
+    if calibration is not None:
+        fitted = Calibration(checkpoint, calibration_sequences(Path(calibration), checkpoint))
     traced = graph_for(checkpoint.config)
     verify(traced)
     quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
     verify(quantised.model)
     lowered = lower(quantised, _embedding_dtype(checkpoint, chosen))
     plan = plan_weights(lowered, checkpoint, copy_weights)
-    packer = Packer(checkpoint)
+    packer = Packer(checkpoint, fitted)
 
     def produce(planned: PlannedWeight) -> NDArray[np.generic]:
         array: NDArray[np.generic] = packer.pack(lowered.weights[planned.name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from dsv3export.errors import BackendError
+from dsv3export.errors import BackendError, RequestError
 from dsv3export.recipe import Recipe, Scheme
 from dsv3export.recipe.scheme import Format
 
@@ -38,10 +38,21 @@ def check_buildable(backend: str, recipe: Recipe) -> None:
                 f"{recipe.source}: {component} as int8 with activations none on {backend}",
                 expected="activations int8: ONNX Runtime's QMoE rounds them at 8 bits whatever it is asked",
             )
-        if scheme.method == "gptq":
-            raise BackendError(
-                f"{recipe.source}: {component} by gptq", expected="method mse or rtn, which this version has"
-            )
+
+
+def check_calibration(recipe: Recipe, given: bool) -> None:
+    """Raises RequestError where a recipe needs a calibration text that is not given, or is given one in vain."""
+    calibrated = [component for component, scheme in _schemes(recipe) if scheme.needs_calibration]
+    if calibrated and not given:
+        raise RequestError(
+            f"{recipe.source}: {calibrated[0]} by gptq", expected="a calibration text", got="none",
+            fix="Give --calibration FILE, or choose the method mse.",
+        )  # fmt: skip
+    if given and not calibrated:
+        raise RequestError(
+            "calibration", expected="a recipe with an int8 or int4 component by gptq", got=recipe.precision,
+            fix="Leave --calibration out, or choose --precision int4 or int8.",
+        )  # fmt: skip
 
 
 def _schemes(recipe: Recipe) -> Iterator[tuple[str, Scheme]]:

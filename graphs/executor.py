@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
 from dsv3export.errors import RequestError
-from dsv3export.graphs.interpreter import Observer, run
+from dsv3export.graphs.buildable import check_calibration
+from dsv3export.graphs.calibration import Calibration
+from dsv3export.graphs.interpreter import Observer, run, sequence_inputs
 from dsv3export.graphs.passes.quantise import quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.trace import Part, graph_for
@@ -29,6 +32,10 @@ class Executor:
         checkpoint: The weights; read one layer at a time when they exceed `max_weight_bytes`.
         max_weight_bytes: How many bytes of weights to keep in memory.
         recipe: Run the graph at this precision instead of float32: what an engine of that recipe should compute.
+        calibration_ids: The sequences that the recipe's calibrated components (method gptq) are fitted to; from
+            `calibration_sequences` for an engine's. The MTP layer is not calibrated: it has no drafts then.
+
+    Raises RequestError where the recipe needs a calibration that is not given, or the other way round.
     """
 
     def __init__(
@@ -36,17 +43,20 @@ class Executor:
         checkpoint: Checkpoint,
         max_weight_bytes: int = DEFAULT_MAX_WEIGHT_BYTES,
         recipe: Recipe | None = None,
+        calibration_ids: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.config: ModelConfig = checkpoint.config
         self.cache_layers = self.config.num_hidden_layers
         self.cache_width = self.config.latent_width
         self.vocab_size = self.config.vocab_size
         chosen = recipe or Recipe.for_precision("fp32")
+        check_calibration(chosen, calibration_ids is not None)
+        calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)
         trunk = _graph(self.config, "trunk", chosen)
         mtp = _graph(self.config, "mtp", chosen) if self.config.num_nextn_predict_layers else None
         self._trunk, self._mtp = trunk.model, mtp.model if mtp else None
         exprs = {**trunk.weights, **(mtp.weights if mtp else {})}
-        self._weights = WeightCache(checkpoint, exprs, max_weight_bytes)
+        self._weights = WeightCache(checkpoint, exprs, max_weight_bytes, calibration)
 
     @classmethod
     def from_checkpoint(
@@ -106,7 +116,7 @@ class Executor:
             raise RequestError("draft_logits", expected="at least 2 tokens", got="1")
         final_hidden = self._whole(token_ids[:-1], None)["final_hidden"]
         cache = torch.zeros(1, count, self.cache_width)
-        inputs = _sequence(token_ids[1:]) | {
+        inputs = sequence_inputs(token_ids[1:]) | {
             "final_hidden": final_hidden,
             f"latent_cache.{self.config.num_hidden_layers}": cache,
         }
@@ -120,7 +130,7 @@ class Executor:
         shape = (1, len(token_ids), self.cache_width)
         caches = {f"latent_cache.{i}": torch.zeros(shape) for i in range(self.cache_layers)}
         with torch.inference_mode():
-            return run(self._trunk, _sequence(token_ids) | caches, self._weights, observe)
+            return run(self._trunk, sequence_inputs(token_ids) | caches, self._weights, observe)
 
     def _check(self, token_ids: list[int]) -> None:
         if not token_ids:
@@ -132,11 +142,3 @@ class Executor:
 
 def _graph(config: ModelConfig, part: Part, recipe: Recipe) -> GraphWithWeights:
     return quantise(GraphWithWeights.traced(graph_for(config, part)), recipe, config)
-
-
-def _sequence(token_ids: list[int]) -> dict[str, torch.Tensor]:
-    return {
-        "input_ids": torch.tensor([token_ids]),
-        "start": torch.zeros(1, dtype=torch.int64),
-        "logit_rows": torch.arange(len(token_ids)),
-    }

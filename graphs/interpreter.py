@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from dsv3export.errors import InternalError
@@ -14,6 +15,8 @@ from dsv3export.graphs.torch_kernels import KERNELS
 from dsv3export.plugins import DOMAIN, OPS
 
 Observer = Callable[[str, Tensor], None]
+# Told of each dsv3 node before it runs, with its inputs.
+Watcher = Callable[[ir.Node, Sequence[Tensor]], None]
 
 
 class Weights(Protocol):
@@ -38,23 +41,53 @@ def run(
     values: dict[ir.Value, Tensor] = {
         value: inputs[str(value.name)] for value in model.graph.inputs if str(value.name) in inputs
     }
-    for node in model.graph:
-        function = model.functions[(KIND_DOMAIN, node.op_type, "")]
-        arguments = [values[v] if v in values else weights[str(v.name)] for v in node.inputs if v is not None]
-        path = node.metadata_props["dsv3.path"]
-        results = _run_function(function, arguments, f"{path}." if path else "", observe)
-        values.update(zip(node.outputs, results, strict=True))
-        if observe is not None and path:
-            observe(path, results[0])
+    for call in model.graph:
+        run_call(model, call, values, weights, observe)
     return {str(value.name): values[value] for value in model.graph.outputs}
 
 
+def run_call(
+    model: ir.Model,
+    call: ir.Node,
+    values: dict[ir.Value, Tensor],
+    weights: Weights,
+    observe: Observer | None = None,
+    watch: Watcher | None = None,
+) -> None:
+    """Run one call of the main graph, e.g. a layer; several sequences, each with its `values`, may take turns.
+
+    Args:
+        values: The call's run-time inputs; its outputs are added.
+        weights, observe: As in `run`.
+        watch: Called with each dsv3 node of the call's function and with that node's inputs.
+    """
+    function = model.functions[(KIND_DOMAIN, call.op_type, "")]
+    arguments = [values[v] if v in values else weights[str(v.name)] for v in call.inputs if v is not None]
+    path = call.metadata_props["dsv3.path"]
+    results = _run_function(function, arguments, f"{path}." if path else "", observe, watch)
+    values.update(zip(call.outputs, results, strict=True))
+    if observe is not None and path:
+        observe(path, results[0])
+
+
+def sequence_inputs(token_ids: Sequence[int]) -> dict[str, Tensor]:
+    """The inputs, apart from the caches, of a sequence that is run as a whole with logits for every token."""
+    return {
+        "input_ids": torch.tensor([list(token_ids)]),
+        "start": torch.zeros(1, dtype=torch.int64),
+        "logit_rows": torch.arange(len(token_ids)),
+    }
+
+
 def _run_function(
-    function: ir.Function, arguments: Sequence[Tensor], prefix: str, observe: Observer | None
+    function: ir.Function, arguments: Sequence[Tensor], prefix: str, observe: Observer | None, watch: Watcher | None
 ) -> list[Tensor]:
     values: dict[ir.Value, Tensor] = dict(zip(function.inputs, arguments, strict=True))
     for node in function:
-        results = _run_node(node, [values[value] for value in node.inputs if value is not None])
+        inputs = [values[value] for value in node.inputs if value is not None]
+        if watch is not None and node.domain == DOMAIN:
+            watch(node, inputs)
+        results = _run_node(node, inputs)
         values.update(zip(node.outputs, results, strict=True))
         if observe is not None and node.op_type != "Constant":
             for value, result in zip(node.outputs, results, strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from dsv3export.checkpoint import Checkpoint
+from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.weight_expr import WeightExpr
 from dsv3export.graphs.weight_plan import Packer
 
@@ -18,8 +19,14 @@ class WeightCache:
     A model that does not fit is streamed: each layer's weights are read again when its turn comes.
     """
 
-    def __init__(self, checkpoint: Checkpoint, exprs: Mapping[str, WeightExpr], max_bytes: int) -> None:
-        self._packer = Packer(checkpoint)
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        exprs: Mapping[str, WeightExpr],
+        max_bytes: int,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self._packer = Packer(checkpoint, calibration)
         self._exprs = exprs
         self._max_bytes = max_bytes
         self._bytes = 0

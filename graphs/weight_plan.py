@@ -13,6 +13,7 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.checkpoint.model_weights import checkpoint_tensors, load_float32
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.errors import InternalError
+from dsv3export.graphs.calibration import Calibration, one_thread
 from dsv3export.graphs.packing import FLOAT_TYPES, PACKINGS
 from dsv3export.graphs.quantise_weight import INT_PARTS, quantise_weight
 from dsv3export.graphs.rewrite import GraphWithWeights
@@ -60,10 +61,15 @@ class Packer:
 
     Numbers, scales and zero points of an integer weight are planned as neighbours: the latest quantised weights are
     kept, so that each is quantised once.
+
+    Args:
+        calibration: Of the same checkpoint; needed for weights that are quantised by gptq. It runs along: weights are
+            best asked for in the order of the graph.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, calibration: Calibration | None = None) -> None:
         self._checkpoint = checkpoint
+        self._calibration = calibration
         self._quantised: OrderedDict[tuple[WeightExpr, ...], dict[str, NDArray[Any]]] = OrderedDict()
 
     def pack(self, expr: WeightExpr) -> NDArray[Any]:
@@ -77,7 +83,15 @@ class Packer:
     def _int_parts(self, expr: WeightExpr) -> dict[str, NDArray[Any]]:
         if expr.inputs not in self._quantised:
             (weight,) = expr.inputs
-            self._quantised[expr.inputs] = quantise_weight(self.pack(weight), dict(expr.params), weight.name)
+            self._quantised[expr.inputs] = self._quantise(weight, dict(expr.params))
             while len(self._quantised) > _KEPT_WEIGHTS:
                 self._quantised.popitem(last=False)
         return self._quantised[expr.inputs]
+
+    def _quantise(self, weight: WeightExpr, params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        if params["method"] != "gptq" or self._calibration is None:
+            return quantise_weight(self.pack(weight), params, weight.name)
+        with one_thread():
+            # Before the weight is loaded: this runs whole layers.
+            hessian_of = self._calibration.hessian_of(weight.name)
+            return quantise_weight(self.pack(weight), params, weight.name, hessian_of)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from dsv3export.checkpoint import TensorInfo
 from dsv3export.dtypes import itemsize
@@ -60,8 +61,8 @@ class Shard:
 def layout_shards(weights: Sequence[PlannedWeight], limit: int = SHARD_BYTES) -> list[Shard]:
     """Fills files of at most `limit` bytes of tensors in the given order; a larger tensor gets a file of its own.
 
-    Within a file the widest dtypes come first, so that every tensor is aligned although the safetensors format
-    allows no gaps between tensors.
+    Where a tensor would not be aligned, as the safetensors format allows no gaps between tensors, the widest dtypes
+    come first in that file; elsewhere the order stays, in which weights that are made together stand together.
     """
     names = {weight.name for weight in weights}
     if len(names) != len(weights):
@@ -78,7 +79,9 @@ def layout_shards(weights: Sequence[PlannedWeight], limit: int = SHARD_BYTES) ->
 
 
 def _shard(file: str, group: list[PlannedWeight]) -> Shard:
-    weights = tuple(sorted(group, key=lambda weight: -itemsize(weight.dtype)))
+    starts = accumulate((weight.nbytes for weight in group), initial=0)
+    aligned = all(start % itemsize(weight.dtype) == 0 for weight, start in zip(group, starts, strict=False))
+    weights = tuple(group if aligned else sorted(group, key=lambda weight: -itemsize(weight.dtype)))
     table: dict[str, object] = {}
     offset = 0
     for weight in weights:

@@ -17,8 +17,8 @@ _FORMATS: Mapping[Precision, tuple[Format, Format, Format]] = {
 }
 
 
-def preset(precision: Precision) -> dict[Component, Scheme]:
+def preset(precision: Precision, calibrated: bool = False) -> dict[Component, Scheme]:
     """The schemes of all components, each with its format's defaults."""
     layers, head, embedding = _FORMATS[precision]
     formats = dict.fromkeys(COMPONENTS, layers) | {"head": head, "embedding": embedding}
-    return {component: Scheme.of(formats[component]) for component in COMPONENTS}
+    return {component: Scheme.of(formats[component], calibrated=calibrated) for component in COMPONENTS}

@@ -59,23 +59,29 @@ class Recipe:
     source: str = field(default="recipe", compare=False)
 
     @classmethod
-    def for_precision(cls, precision: str) -> Recipe:
-        """The preset of that name. Raises RecipeError."""
-        return cls.from_json({"precision": precision})
+    def for_precision(cls, precision: str, calibrated: bool = False) -> Recipe:
+        """The preset of that name; `calibrated` as in `from_json`. Raises RecipeError."""
+        return cls.from_json({"precision": precision}, calibrated=calibrated)
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Recipe:
-        """Reads a recipe file, as described in the package's docstring. Raises RecipeError."""
-        return cls.from_json(_read_toml(Path(path)), str(path))
+    def from_toml(cls, path: str | Path, calibrated: bool = False) -> Recipe:
+        """Reads a recipe file, as described in the package's docstring; `calibrated` as in `from_json`.
+
+        Raises RecipeError.
+        """
+        return cls.from_json(_read_toml(Path(path)), str(path), calibrated)
 
     @classmethod
-    def from_json(cls, value: object, source: str = "recipe") -> Recipe:
-        """From what `to_json` made; what is not said is as in the preset. Raises RecipeError, which `source` begins."""
+    def from_json(cls, value: object, source: str = "recipe", calibrated: bool = False) -> Recipe:
+        """From what `to_json` made; what is not said is as in the preset. Raises RecipeError, which `source` begins.
+
+        With `calibrated`, integers whose method is not said are chosen by gptq: there is a calibration text.
+        """
         table = Table(value, source, "", _KEYS)
         precision = cast("Precision", table.choice("precision", PRECISIONS))
-        base = preset(precision)
-        schemes = base | _schemes(table.table("components", COMPONENTS), base)
-        first, last = (_group(table, key, schemes) for key in ("first_layers", "last_layers"))
+        base = preset(precision, calibrated)
+        schemes = base | _schemes(table.table("components", COMPONENTS), base, calibrated)
+        first, last = (_group(table, key, schemes, calibrated) for key in ("first_layers", "last_layers"))
         return cls(precision, schemes, first, last, source)
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +130,7 @@ class Recipe:
         return rows
 
 
-def _group(table: Table, key: str, schemes: Schemes) -> LayerGroup | None:
+def _group(table: Table, key: str, schemes: Schemes, calibrated: bool) -> LayerGroup | None:
     if key not in table:
         return None
     group = table.table(key, ("count", "components"))
@@ -133,16 +139,16 @@ def _group(table: Table, key: str, schemes: Schemes) -> LayerGroup | None:
     if not components.keys():
         expected = f"tables for some of {', '.join(LAYER_COMPONENTS)}"
         raise RecipeError(components.where(), expected=expected, got="none")
-    return LayerGroup(count, _schemes(components, schemes))
+    return LayerGroup(count, _schemes(components, schemes, calibrated))
 
 
-def _schemes(components: Table, base: Schemes) -> dict[Component, Scheme]:
+def _schemes(components: Table, base: Schemes, calibrated: bool) -> dict[Component, Scheme]:
     """The schemes of the components that are mentioned, in the order of `COMPONENTS`."""
     mentioned = (component for component in COMPONENTS if component in components)
-    return {component: _scheme(components, component, base[component]) for component in mentioned}
+    return {component: _scheme(components, component, base[component], calibrated) for component in mentioned}
 
 
-def _scheme(components: Table, component: Component, base: Scheme) -> Scheme:
+def _scheme(components: Table, component: Component, base: Scheme, calibrated: bool) -> Scheme:
     table = components.table(component, ("format", *OPTION_KEYS))
     format, options = base.format, base.options()
     if "format" in table:
@@ -150,7 +156,7 @@ def _scheme(components: Table, component: Component, base: Scheme) -> Scheme:
     for key in table.keys():  # noqa: SIM118 (a Table is no mapping)
         if key != "format":
             options[key] = check_option(table.where(key), format, key, table.value(key))
-    return Scheme.of(format, options)
+    return Scheme.of(format, options, calibrated)
 
 
 def _spelled(schemes: Schemes) -> dict[str, dict[str, object]]:

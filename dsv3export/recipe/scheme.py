@@ -84,9 +84,15 @@ class Scheme:
                 check_option(f"scheme: {key}", self.format, key, chosen[key])
 
     @classmethod
-    def of(cls, format: Format, options: Mapping[str, Option] | None = None) -> Scheme:
-        """A format with its defaults, but for `options`, spelled as in a recipe file (see `OPTIONS`)."""
-        values = {key: allowed[0] for key, allowed in OPTIONS[format].items()} | dict(options or {})
+    def of(cls, format: Format, options: Mapping[str, Option] | None = None, calibrated: bool = False) -> Scheme:
+        """A format with its defaults, but for `options`, spelled as in a recipe file (see `OPTIONS`).
+
+        Where there is a calibration text (`calibrated`), the default method of integer formats is gptq.
+        """
+        values = {key: allowed[0] for key, allowed in OPTIONS[format].items()}
+        if calibrated and "method" in values:
+            values["method"] = "gptq"
+        values |= dict(options or {})
         group_size = values.get("group_size", CHANNEL)
         return cls(
             format,

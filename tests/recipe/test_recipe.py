@@ -171,3 +171,23 @@ def test_json_round_trip(recipe: Recipe) -> None:
 def test_what_needs_a_calibration_text() -> None:
     assert Scheme.of("int4", {"method": "gptq"}).needs_calibration
     assert not INT4.needs_calibration
+
+
+def test_with_a_calibration_text_gptq_is_the_method_that_is_not_said(tmp_path: Path) -> None:
+    path = tmp_path / "mix.toml"
+    path.write_text(
+        'precision = "int4"\n'
+        '[components.attention]\nformat = "int8"\n'
+        '[components.dense_mlp]\nmethod = "rtn"\n'
+        "[components.routed_experts]\ngroup_size = 32\n"
+        '[first_layers]\ncount = 1\n[first_layers.components]\ndense_mlp.symmetric = false\nattention.format = "bf16"\n'
+    )
+    recipe = Recipe.from_toml(path, calibrated=True)
+    methods = {component: scheme.method for component, scheme in recipe.components.items()}
+    expected = dict.fromkeys(COMPONENTS, "gptq") | {"dense_mlp": "rtn", "embedding": "rtn"}
+    assert methods == expected
+    assert recipe.first_layers is not None
+    assert recipe.first_layers.components["dense_mlp"].method == "rtn"
+    assert not recipe.first_layers.components["attention"].needs_calibration
+    assert recipe.components["routed_experts"].group_size == 32
+    assert not any(scheme.needs_calibration for scheme in Recipe.from_toml(path).components.values())
