@@ -11,7 +11,7 @@ from dsv3export.recipe.scheme import Format
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 # Formats that a backend's lowering has rows for.
 FORMATS: Mapping[str, frozenset[Format]] = {
-    "onnxruntime": frozenset({"fp32", "int8", "int4"}),
+    "onnxruntime": frozenset({"fp32", "fp8", "int8", "int4"}),
 }
 
 
@@ -37,6 +37,11 @@ def check_buildable(backend: str, recipe: Recipe) -> None:
             raise BackendError(
                 f"{recipe.source}: {component} as int8 with activations none on {backend}",
                 expected="activations int8: ONNX Runtime's QMoE rounds them at 8 bits whatever it is asked",
+            )
+        if scheme.activations == "1x128":
+            raise BackendError(
+                f"{recipe.source}: {component} with activations 1x128 on {backend}",
+                expected="activations none, which this version builds; the executor rounds activations",
             )
         if scheme.method == "gptq":
             raise BackendError(

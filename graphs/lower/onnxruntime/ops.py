@@ -1,6 +1,8 @@
 """One row per dsv3 op: the function that ONNX Runtime gets for it, and how its weights are packed.
 
-An op without a row of its own runs as its generic function in standard ops (`Op.function`).
+An op without a row of its own runs as its generic function in standard ops (`Op.function`). The FP8 linear and experts
+do: ONNX Runtime folds the scales' repetition and the transpose, but never a DequantizeLinear, so that the weight stays
+FP8 in memory (Cast and Mul would be folded into a float32 copy of it).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from dsv3export.graphs.lower.onnxruntime.mla_attention import fp8_function as mla_attention_fp8
 from dsv3export.graphs.lower.onnxruntime.mla_attention import function as mla_attention
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_function as mla_attention_int
 from dsv3export.plugins import OPS
@@ -148,6 +151,7 @@ ROWS: Mapping[str, Row] = {
     "MlaAttentionInt": Row(
         mla_attention_int, ("q_nope", "q_pe", "cache", "w_uk", "w_uk_scale", "w_uv", "w_uv_scale", "start")
     ),
+    "MlaAttentionFp8Block": Row(mla_attention_fp8, ("q_nope", "q_pe", "cache", "kv_b", "kv_b_scale", "start")),
     "MoEExperts": Row(
         _moe_experts,
         ("x", "ids", "weights", "gate_up", "down"),
