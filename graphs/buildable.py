@@ -14,6 +14,11 @@ FORMATS: Mapping[str, frozenset[Format]] = {
     "onnxruntime": frozenset({"fp32", "fp8", "int8", "int4"}),
 }
 
+# Those it has for projections only, of which the head is the one component that has nothing else.
+HEAD_FORMATS: Mapping[str, frozenset[Format]] = {
+    "onnxruntime": FORMATS["onnxruntime"] | {"bf16", "f16"},
+}
+
 
 def check_buildable(backend: str, recipe: Recipe) -> None:
     """Raises BackendError, naming the first component that the backend cannot build as the recipe wants it."""
@@ -25,9 +30,10 @@ def check_buildable(backend: str, recipe: Recipe) -> None:
             fix="Use --backend onnxruntime.",
         )  # fmt: skip
     for component, scheme in _schemes(recipe):
+        formats = (HEAD_FORMATS if component == "head" else FORMATS)[backend]
         # An embedding is looked up, not multiplied: every format it may have works.
-        if component != "embedding" and scheme.format not in FORMATS[backend]:
-            known = ", ".join(sorted(FORMATS[backend]))
+        if component != "embedding" and scheme.format not in formats:
+            known = ", ".join(sorted(formats))
             raise BackendError(
                 f"{recipe.source}: {component} as {scheme.format} on {backend}",
                 expected=f"one of {known}, which this version builds",

@@ -14,6 +14,8 @@ from dsv3export.dtypes import NUMPY
 from dsv3export.graphs.weight_expr import WeightExpr
 from dsv3export.graphs.weight_plan import Packer
 
+_TORCH = {NUMPY["F8_E4M3"]: torch.float8_e4m3fn, NUMPY["BF16"]: torch.bfloat16}
+
 
 class WeightCache:
     """Torch weights by graph name; keeps the latest ones up to a budget of bytes.
@@ -43,7 +45,7 @@ class WeightCache:
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    """The same memory; torch does not know numpy's float8."""
-    if array.dtype == NUMPY["F8_E4M3"]:
-        return torch.from_numpy(array.view("u1")).view(torch.float8_e4m3fn)
-    return torch.from_numpy(array)
+    """The same memory; torch does not know ml_dtypes' types."""
+    if array.dtype not in _TORCH:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(f"u{array.itemsize}")).view(_TORCH[array.dtype])

@@ -11,6 +11,7 @@ if __name__ != "dsv3export.plugins":
 from dsv3export.plugins.latent_append.op import LATENT_APPEND
 from dsv3export.plugins.linear.op import LINEAR
 from dsv3export.plugins.linear_fp8_block.op import LINEAR_FP8_BLOCK
+from dsv3export.plugins.linear_half.op import LINEAR_HALF
 from dsv3export.plugins.linear_int.op import LINEAR_INT
 from dsv3export.plugins.mla_attention.op import MLA_ATTENTION
 from dsv3export.plugins.mla_attention_fp8_block.op import MLA_ATTENTION_FP8_BLOCK
@@ -24,6 +25,7 @@ from dsv3export.plugins.registry import DOMAIN, DOMAIN_VERSION, Op, by_name
 OPS = by_name(
     [
         LINEAR,
+        LINEAR_HALF,
         LINEAR_INT,
         LINEAR_FP8_BLOCK,
         LATENT_APPEND,

@@ -17,6 +17,10 @@ For fp8 the parts have the checkpoint's names, and its bytes where it is FP8 its
     e = dsv3::MoEExpertsFp8Block(x, ids, weights, gate, gate_scale, up, up_scale, down, down_scale) {..}
     a = dsv3::MlaAttentionFp8Block(q_nope, q_pe, cache, kv_b, kv_b_scale, start) {.., activations="none"}
 
+For bf16 and f16, of projections only (experts and the attention's kv_b stay float32)::
+
+    y = dsv3::LinearHalf(x, lm_head.weight: bf16[N, K])
+
 Layers of one kind with different schemes become kinds of their own.
 """
 
@@ -40,6 +44,7 @@ from dsv3export.recipe import COMPONENTS, Component, Recipe, RecipeError, Scheme
 
 Schemes = tuple[Scheme | None, ...]
 BITS = {"int8": 8, "int4": 4}
+HALVES = {"bf16": ir.DataType.BFLOAT16, "f16": ir.DataType.FLOAT16}
 # Scales of whole rows are stored once per so many columns: ONNX Runtime has no wider blocks, and is slow on them.
 CHANNEL_GROUP = 128
 # The FP8 forms take the same inputs, each weight followed by its scales.
@@ -106,9 +111,16 @@ def _quantise_kind(function: ir.Function, schemes: Mapping[Component, Scheme | N
             continue
         if scheme.format in BITS and node.op_type in _INT_REWRITES:
             _INT_REWRITES[node.op_type](rewriter, node, scheme)
+        elif scheme.format in HALVES and node.op_type == "Linear":
+            _half(rewriter, node, scheme)
         elif scheme.format == "fp8" and node.op_type in FP8_OPS:
             _fp8(rewriter, node, scheme)
     return rewriter.finish()
+
+
+def _half(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
+    x, weight = map(_given, node.inputs)
+    rewriter.replace(node, "LinearHalf", DOMAIN, [x, rewriter.store_as(weight, HALVES[scheme.format])])
 
 
 def _fp8(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from dsv3export.dtypes import NUMPY
 from tests.plugins import float64_ops
 
 Array = npt.NDArray[Any]
@@ -43,6 +43,7 @@ _DEFINITIONS = {
     "LinearInt": "linear_int",
     "MlaAttentionInt": "mla_attention_int",
     "MoEExpertsInt": "moe_experts_int",
+    "LinearHalf": "linear",
     "LinearFp8Block": "linear_fp8_block",
     "MlaAttentionFp8Block": "mla_attention_fp8_block",
     "MoEExpertsFp8Block": "moe_experts_fp8_block",
@@ -209,6 +210,11 @@ def _packed_weights(
     return numbers, scale, random.integers(low, high, (*rows, -(-groups * bits // 8))).astype(np.uint8)
 
 
+def linear_half_case(name: str, leading: Sequence[int], inner: int, outer: int, dtype: str) -> Case:
+    base = linear_case(name, leading, inner, outer)
+    return Case("LinearHalf", name, {**base.inputs, "weight": base.inputs["weight"].astype(NUMPY[dtype])}, {})
+
+
 def linear_fp8_case(name: str, leading: Sequence[int], inner: int, outer: int) -> Case:
     weight, scale = _fp8_weights(name, (), outer, inner)
     inputs = {"x": _normal(name)(*leading, inner), "weight": weight, "scale": scale}
@@ -242,7 +248,7 @@ def experts_fp8_case(name: str, tokens: int, hidden: int, width: int, experts: i
 def _fp8_weights(name: str, lead: tuple[int, ...], rows: int, inner: int) -> tuple[Array, Array]:
     """Random float8 e4m3 [.., rows, inner], and scales of its blocks that make the weights about 1 / sqrt(inner)."""
     random, size = np.random.default_rng(_seed(name)), inner**-0.5
-    numbers = random.normal(0.0, 100.0, (*lead, rows, inner)).clip(-448, 448).astype(ml_dtypes.float8_e4m3fn)
+    numbers = random.normal(0.0, 100.0, (*lead, rows, inner)).clip(-448, 448).astype(NUMPY["F8_E4M3"])
     scale = random.uniform(0.005 * size, 0.02 * size, (*lead, -(-rows // 128), -(-inner // 128)))
     return numbers, scale.astype(np.float32)
 
@@ -318,6 +324,9 @@ CASES = (
     experts_int_case("int8_zero_points", 7, 64, 32, 6, 2, 8, 32, True),
     experts_int_case("int4", 7, 64, 32, 6, 2, 4, 32, False),
     experts_int_case("int4_zero_points", 1, 64, 64, 6, 3, 4, 32, True),
+    linear_half_case("bf16", (2, 3), 33, 65, "BF16"),
+    linear_half_case("bf16_one_by_one", (1,), 1, 1, "BF16"),
+    linear_half_case("f16", (7,), 16, 5, "F16"),
     linear_fp8_case("one_by_one", (1,), 1, 1),
     linear_fp8_case("whole_blocks", (2, 3), 256, 128),
     linear_fp8_case("just_below_a_block", (3,), 127, 127),

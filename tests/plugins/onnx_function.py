@@ -86,9 +86,9 @@ def uses_only_standard_ops(text: str) -> bool:
 
 
 def _ort_value(array: Array) -> onnxruntime.OrtValue:
-    if array.dtype == NUMPY["F8_E4M3"]:
-        bits = array.view(np.uint8)
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.FLOAT8E4M3FN)
+    if array.dtype in (NUMPY["F8_E4M3"], NUMPY["BF16"]):
+        bits, kind = array.view(f"u{array.itemsize}"), onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 

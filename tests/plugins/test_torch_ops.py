@@ -23,10 +23,11 @@ def tensors(case: Case) -> list[torch.Tensor | None]:
 
 
 def torch_tensor(array: Array) -> torch.Tensor:
-    """A copy; torch does not know numpy's float8."""
-    if array.dtype == NUMPY["F8_E4M3"]:
-        return torch.from_numpy(array.view(np.uint8).copy()).view(torch.float8_e4m3fn)
-    return torch.from_numpy(array.copy())
+    """A copy; torch does not know ml_dtypes' types."""
+    known = {NUMPY["F8_E4M3"]: torch.float8_e4m3fn, NUMPY["BF16"]: torch.bfloat16}
+    if array.dtype not in known:
+        return torch.from_numpy(array.copy())
+    return torch.from_numpy(array.view(f"u{array.itemsize}").copy()).view(known[array.dtype])
 
 
 def torch_op(case: Case) -> Any:

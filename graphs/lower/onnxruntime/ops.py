@@ -66,6 +66,24 @@ Linear (x, weight) => (y) {
 """
 
 
+def _linear_half(dims: Dims, attributes: Attributes) -> str:
+    """Widen the weight in each step.
+
+    It is reshaped to 0 * (a size that only a run knows), and 0 stands for "as it is": else the cast would be folded
+    into a float32 copy, for which ONNX Runtime looks in the file even if the weight is bound.
+    """
+    return """
+LinearHalf (x, weight) => (y) {
+    rows = Shape <start = 0, end = 1> (x)
+    zeros = Constant <value_ints = [0, 0]> ()
+    as_it_is = Mul (rows, zeros)
+    same = Reshape (weight, as_it_is)
+    wide = Cast <to = 1> (same)
+    y = com.microsoft.FusedMatMul <transB = 1> (x, wide)
+}
+"""
+
+
 def _moe_experts(dims: Dims, attributes: Attributes) -> str:
     """com.microsoft.MoE, whose router is made to choose as MoERoute did; see `_router_text`."""
     return f"""
@@ -135,6 +153,7 @@ def _gate_up(port: str, inputs: tuple[str, str], last: str) -> Packed:
 
 ROWS: Mapping[str, Row] = {
     "Linear": Row(_linear, ("x", "weight")),
+    "LinearHalf": Row(_linear_half, ("x", "weight")),
     "LinearInt": Row(
         _linear_int,
         ("x", "blocks", "scale", "zero_point"),
