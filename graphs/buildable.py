@@ -11,7 +11,12 @@ from dsv3export.recipe.scheme import Format
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 # Formats that a backend's lowering has rows for.
 FORMATS: Mapping[str, frozenset[Format]] = {
-    "onnxruntime": frozenset({"fp32", "int8", "int4"}),
+    "onnxruntime": frozenset({"fp32", "fp8", "int8", "int4"}),
+}
+
+# Those it has for projections only, of which the head is the one component that has nothing else.
+HEAD_FORMATS: Mapping[str, frozenset[Format]] = {
+    "onnxruntime": FORMATS["onnxruntime"] | {"bf16", "f16"},
 }
 
 
@@ -25,9 +30,10 @@ def check_buildable(backend: str, recipe: Recipe) -> None:
             fix="Use --backend onnxruntime.",
         )  # fmt: skip
     for component, scheme in _schemes(recipe):
+        formats = (HEAD_FORMATS if component == "head" else FORMATS)[backend]
         # An embedding is looked up, not multiplied: every format it may have works.
-        if component != "embedding" and scheme.format not in FORMATS[backend]:
-            known = ", ".join(sorted(FORMATS[backend]))
+        if component != "embedding" and scheme.format not in formats:
+            known = ", ".join(sorted(formats))
             raise BackendError(
                 f"{recipe.source}: {component} as {scheme.format} on {backend}",
                 expected=f"one of {known}, which this version builds",
@@ -37,6 +43,11 @@ def check_buildable(backend: str, recipe: Recipe) -> None:
             raise BackendError(
                 f"{recipe.source}: {component} as int8 with activations none on {backend}",
                 expected="activations int8: ONNX Runtime's QMoE rounds them at 8 bits whatever it is asked",
+            )
+        if scheme.activations == "1x128":
+            raise BackendError(
+                f"{recipe.source}: {component} with activations 1x128 on {backend}",
+                expected="activations none, which this version builds; the executor rounds activations",
             )
 
 

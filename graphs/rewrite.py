@@ -63,6 +63,16 @@ class KindRewriter:
         self._order[self._exprs[name].leaves()[0].name].append(value)
         return value
 
+    def part(self, weight: ir.Value, name: str, packing: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        """Declare a weight input that is one part of a weight of the checkpoint, named by `packing`.
+
+        It may have the weight's own name, if nothing uses that any more when the kind is finished.
+        """
+        value = mark_weight(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
+        self._exprs[name] = WeightExpr(packing, name=str(weight.name))
+        self._order[str(weight.name)].append(value)
+        return value
+
     def store_as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Declare the same weight in another float type than float32."""
         stored = like(value)

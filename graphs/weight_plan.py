@@ -14,6 +14,7 @@ from dsv3export.checkpoint.model_weights import checkpoint_tensors, load_float32
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.errors import InternalError
 from dsv3export.graphs.calibration import Calibration, one_thread
+from dsv3export.graphs.fp8_parts import FP8_PARTS, fp8_parts, fp8_sources
 from dsv3export.graphs.packing import FLOAT_TYPES, PACKINGS
 from dsv3export.graphs.quantise_weight import INT_PARTS, quantise_weight
 from dsv3export.graphs.rewrite import GraphWithWeights
@@ -32,6 +33,7 @@ _STORED_NAMES: Mapping[ir.DataType, str] = {
     ir.DataType.FLOAT16: "F16",
     ir.DataType.UINT8: "U8",
     ir.DataType.INT8: "I8",
+    ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
 }
 
 
@@ -45,7 +47,7 @@ def _plan(value: ir.Value, expr: WeightExpr, checkpoint: Checkpoint, copy_weight
     """A weight stays in the checkpoint where one tensor lies there byte for byte as the graph wants it."""
     if value.dtype is None:
         raise InternalError(f"weight {value.name} has no dtype")
-    sources = tuple(name for leaf in expr.leaves() for name in checkpoint_tensors(leaf.name, checkpoint.config))
+    sources = tuple(name for leaf in expr.leaves() for name in _sources(leaf, checkpoint))
     dtype, shape = _STORED_NAMES[value.dtype], tuple(int(dim) for dim in dims_of(value))
     planned = PlannedWeight(str(value.name), dtype, shape, sources, expr.describe())
     if copy_weights or expr.inputs or len(sources) != 1 or planned.nbytes < MIN_REFERENCE_BYTES:
@@ -54,6 +56,12 @@ def _plan(value: ir.Value, expr: WeightExpr, checkpoint: Checkpoint, copy_weight
     if (stored.dtype, stored.shape) != (dtype, shape):
         return planned
     return PlannedWeight(str(value.name), dtype, shape, sources, "as_stored", stored)
+
+
+def _sources(leaf: WeightExpr, checkpoint: Checkpoint) -> tuple[str, ...]:
+    if leaf.packing in FP8_PARTS:
+        return fp8_sources(leaf.name, leaf.packing, checkpoint)
+    return checkpoint_tensors(leaf.name, checkpoint.config)
 
 
 class Packer:
@@ -76,6 +84,8 @@ class Packer:
         """The array of an expression."""
         if expr.packing in INT_PARTS:
             return self._int_parts(expr)[expr.packing]
+        if expr.packing in FP8_PARTS:
+            return fp8_parts(expr.name, self._checkpoint)[expr.packing]
         if expr.inputs:
             return PACKINGS[expr.packing]([self.pack(each) for each in expr.inputs], dict(expr.params))
         return load_float32(expr.name, self._checkpoint).astype(FLOAT_TYPES[expr.packing], copy=False)

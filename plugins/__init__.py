@@ -10,16 +10,33 @@ if __name__ != "dsv3export.plugins":
 
 from dsv3export.plugins.latent_append.op import LATENT_APPEND
 from dsv3export.plugins.linear.op import LINEAR
+from dsv3export.plugins.linear_fp8_block.op import LINEAR_FP8_BLOCK
+from dsv3export.plugins.linear_half.op import LINEAR_HALF
 from dsv3export.plugins.linear_int.op import LINEAR_INT
 from dsv3export.plugins.mla_attention.op import MLA_ATTENTION
+from dsv3export.plugins.mla_attention_fp8_block.op import MLA_ATTENTION_FP8_BLOCK
 from dsv3export.plugins.mla_attention_int.op import MLA_ATTENTION_INT
 from dsv3export.plugins.moe_experts.op import MOE_EXPERTS
+from dsv3export.plugins.moe_experts_fp8_block.op import MOE_EXPERTS_FP8_BLOCK
 from dsv3export.plugins.moe_experts_int.op import MOE_EXPERTS_INT
 from dsv3export.plugins.moe_route.op import MOE_ROUTE
 from dsv3export.plugins.registry import DOMAIN, DOMAIN_VERSION, Op, by_name
 
 OPS = by_name(
-    [LINEAR, LINEAR_INT, LATENT_APPEND, MLA_ATTENTION, MLA_ATTENTION_INT, MOE_ROUTE, MOE_EXPERTS, MOE_EXPERTS_INT]
+    [
+        LINEAR,
+        LINEAR_HALF,
+        LINEAR_INT,
+        LINEAR_FP8_BLOCK,
+        LATENT_APPEND,
+        MLA_ATTENTION,
+        MLA_ATTENTION_INT,
+        MLA_ATTENTION_FP8_BLOCK,
+        MOE_ROUTE,
+        MOE_EXPERTS,
+        MOE_EXPERTS_INT,
+        MOE_EXPERTS_FP8_BLOCK,
+    ]
 )
 
 __all__ = ["DOMAIN", "DOMAIN_VERSION", "OPS", "Op"]

@@ -20,7 +20,7 @@ def checkpoint_tensors(name: str, config: ModelConfig) -> tuple[str, ...]:
     """
     if name == INVERSE_FREQUENCIES:
         return ()
-    if name.endswith(_BANKS):
+    if is_bank(name):
         layer, _, projection = name.rpartition(".")
         return tuple(f"{layer}.{expert}.{projection}.weight" for expert in range(config.n_routed_experts))
     if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -28,12 +28,17 @@ def checkpoint_tensors(name: str, config: ModelConfig) -> tuple[str, ...]:
     return (name,)
 
 
+def is_bank(name: str) -> bool:
+    """Whether a weight of the model is a bank: one tensor per expert, stacked."""
+    return name.endswith(_BANKS)
+
+
 def load_float32(name: str, checkpoint: Checkpoint) -> NDArray[np.float32]:
     """A weight of the model as float32; FP8 tensors are multiplied by their block scales."""
     sources = checkpoint_tensors(name, checkpoint.config)
     if not sources:
         return inverse_frequencies(checkpoint.config)
-    if not name.endswith(_BANKS):
+    if not is_bank(name):
         return checkpoint.float32(sources[0])
     first = checkpoint.float32(sources[0])
     bank = np.empty((len(sources), *first.shape), np.float32)

@@ -11,6 +11,16 @@ Given -> Result, for int8 in groups of 128::
     a = dsv3::MlaAttention(q_nope, q_pe, cache, kv_b, start)
     a = dsv3::MlaAttentionInt(q_nope, q_pe, cache, w_uk: i8, w_uk.scale, w_uv: i8, w_uv.scale, start)
 
+For fp8 the parts have the checkpoint's names, and its bytes where it is FP8 itself::
+
+    y = dsv3::LinearFp8Block(x, q_a_proj.weight: f8[N, K], q_a_proj.weight_scale_inv) {activations="none"}
+    e = dsv3::MoEExpertsFp8Block(x, ids, weights, gate, gate_scale, up, up_scale, down, down_scale) {..}
+    a = dsv3::MlaAttentionFp8Block(q_nope, q_pe, cache, kv_b, kv_b_scale, start) {.., activations="none"}
+
+For bf16 and f16, of projections only (experts and the attention's kv_b stay float32)::
+
+    y = dsv3::LinearHalf(x, lm_head.weight: bf16[N, K])
+
 Layers of one kind with different schemes become kinds of their own.
 """
 
@@ -20,19 +30,29 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from dsv3export.checkpoint.validate import SCALE
 from dsv3export.config import ModelConfig
 from dsv3export.errors import InternalError
+from dsv3export.graphs.fp8_parts import FP8_NUMBERS, FP8_SCALES
 from dsv3export.graphs.rewrite import GraphWithWeights, KindRewriter, RewrittenKind, rebuild
 from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.values import is_weight
 from dsv3export.plugins import DOMAIN, OPS
 from dsv3export.plugins.dims import bind_dims, static_dims
+from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
 from dsv3export.recipe import COMPONENTS, Component, Recipe, RecipeError, Scheme
 
 Schemes = tuple[Scheme | None, ...]
 BITS = {"int8": 8, "int4": 4}
+HALVES = {"bf16": ir.DataType.BFLOAT16, "f16": ir.DataType.FLOAT16}
 # Scales of whole rows are stored once per so many columns: ONNX Runtime has no wider blocks, and is slow on them.
 CHANNEL_GROUP = 128
+# The FP8 forms take the same inputs, each weight followed by its scales.
+FP8_OPS = {
+    "Linear": "LinearFp8Block",
+    "MoEExperts": "MoEExpertsFp8Block",
+    "MlaAttention": "MlaAttentionFp8Block",
+}
 
 
 def quantise(before: GraphWithWeights, recipe: Recipe, config: ModelConfig) -> GraphWithWeights:
@@ -84,13 +104,41 @@ def component_of(node: ir.Node) -> Component | None:
 
 def _quantise_kind(function: ir.Function, schemes: Mapping[Component, Scheme | None]) -> RewrittenKind:
     rewriter = KindRewriter(function)
-    for node in [node for node in function if node.domain == DOMAIN and node.op_type in _REWRITES]:
+    for node in [node for node in function if node.domain == DOMAIN]:
         component = component_of(node)
         scheme = schemes[component] if component else None
-        if scheme is None or scheme.format not in BITS:
+        if scheme is None:
             continue
-        _REWRITES[node.op_type](rewriter, node, scheme)
+        if scheme.format in BITS and node.op_type in _INT_REWRITES:
+            _INT_REWRITES[node.op_type](rewriter, node, scheme)
+        elif scheme.format in HALVES and node.op_type == "Linear":
+            _half(rewriter, node, scheme)
+        elif scheme.format == "fp8" and node.op_type in FP8_OPS:
+            _fp8(rewriter, node, scheme)
     return rewriter.finish()
+
+
+def _half(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
+    x, weight = map(_given, node.inputs)
+    rewriter.replace(node, "LinearHalf", DOMAIN, [x, rewriter.store_as(weight, HALVES[scheme.format])])
+
+
+def _fp8(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
+    """Each weight becomes its FP8 numbers and, right behind them, their scales."""
+    inputs: list[ir.Value] = []
+    for value in map(_given, node.inputs):
+        inputs += _fp8_parts(rewriter, value) if is_weight(value) else [value]
+    attributes = {attribute.name: attribute.value for attribute in node.attributes.values()}
+    rewriter.replace(node, FP8_OPS[node.op_type], DOMAIN, inputs, {**attributes, "activations": scheme.activations})
+
+
+def _fp8_parts(rewriter: KindRewriter, weight: ir.Value) -> list[ir.Value]:
+    *lead, rows, width = _static_dims(weight)
+    name, blocks = str(weight.name), [*lead, -(-rows // BLOCK), -(-width // BLOCK)]
+    return [
+        rewriter.part(weight, name, FP8_NUMBERS, ir.DataType.FLOAT8E4M3FN, [*lead, rows, width]),
+        rewriter.part(weight, f"{name}{SCALE}", FP8_SCALES, ir.DataType.FLOAT, blocks),
+    ]
 
 
 def _linear(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
@@ -136,7 +184,7 @@ def _given(value: ir.Value | None) -> ir.Value:
     return value
 
 
-_REWRITES = {"Linear": _linear, "MoEExperts": _experts, "MlaAttention": _attention}
+_INT_REWRITES = {"Linear": _linear, "MoEExperts": _experts, "MlaAttention": _attention}
 
 
 def _attributes(scheme: Scheme) -> dict[str, int | str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dsv3export.graphs.quantise.fp8_matmul import fp8_matmul, quantise_activations
 from dsv3export.graphs.quantise.fp8_weight import dequantise_blocks, quantise_blocks
 from dsv3export.graphs.quantise.hessian import ExpertInputs, MomentSum
 from dsv3export.graphs.quantise.int_weight import IntWeight
@@ -17,11 +16,9 @@ __all__ = [
     "MomentSum",
     "dequantise",
     "dequantise_blocks",
-    "fp8_matmul",
     "pack",
     "pack_zero_points",
     "quantise",
-    "quantise_activations",
     "quantise_blocks",
     "quantise_groups",
     "split_groups",

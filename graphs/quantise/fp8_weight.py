@@ -8,10 +8,8 @@ from numpy.typing import NDArray
 
 from dsv3export.dtypes import NUMPY
 from dsv3export.graphs.quantise.int_weight import Float32
+from dsv3export.plugins.linear_fp8_block.matmul import BLOCK, LARGEST
 
-BLOCK = 128
-LARGEST = 448.0
-"""The largest finite number of float8 e4m3."""
 _SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 

@@ -69,7 +69,7 @@ def test_a_tied_head_is_one_tensor_of_the_checkpoint(tmp_path: Path) -> None:
         ({"backend": "tvm"}, r"backend 'tvm': expected one of onnxruntime, tensorrt-rtx, tensorrt"),
         ({"precision": "fp64"}, r"recipe: precision: expected .*fp32.*int4.*got .*fp64"),
         ({"backend": "tensorrt"}, r"backend tensorrt: expected onnxruntime, the one that this version builds"),
-        ({"precision": "fp8"}, r"recipe: attention as fp8 on onnxruntime: expected one of fp32, int4, int8"),
+        ({"precision": "bf16"}, r"recipe: attention as bf16 on onnxruntime: expected one of fp32, fp8, int4, int8"),
         ({"recipe": "no-such.toml"}, r"no-such.toml"),
     ],
 )
@@ -84,6 +84,15 @@ def test_8_bit_experts_round_their_inputs(tiny_fp8: Path, tmp_path: Path) -> Non
     recipe.write_text('precision = "int8"\n[components.routed_experts]\nactivations = "none"\n')
     with pytest.raises(BackendError, match=r"routed_experts as int8 with activations none.*expected activations int8"):
         build_engine(tiny_fp8, tmp_path / "engine", recipe=recipe)
+
+
+def test_rounded_activations_are_refused(tiny_fp8: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('precision = "fp8"\n[components.routed_experts]\nactivations = "1x128"\n')
+    message = r"recipe.toml: routed_experts with activations 1x128 on onnxruntime: expected activations none"
+    with pytest.raises(UserError, match=message):
+        build_engine(tiny_fp8, tmp_path / "engine", recipe=recipe)
+    assert list(tmp_path.iterdir()) == [recipe]
 
 
 def test_a_bad_checkpoint_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dsv3export.dtypes import NUMPY
 from tests.plugins import float64_ops
 
 Array = npt.NDArray[Any]
@@ -42,6 +43,10 @@ _DEFINITIONS = {
     "LinearInt": "linear_int",
     "MlaAttentionInt": "mla_attention_int",
     "MoEExpertsInt": "moe_experts_int",
+    "LinearHalf": "linear",
+    "LinearFp8Block": "linear_fp8_block",
+    "MlaAttentionFp8Block": "mla_attention_fp8_block",
+    "MoEExpertsFp8Block": "moe_experts_fp8_block",
 }
 
 
@@ -205,6 +210,49 @@ def _packed_weights(
     return numbers, scale, random.integers(low, high, (*rows, -(-groups * bits // 8))).astype(np.uint8)
 
 
+def linear_half_case(name: str, leading: Sequence[int], inner: int, outer: int, dtype: str) -> Case:
+    base = linear_case(name, leading, inner, outer)
+    return Case("LinearHalf", name, {**base.inputs, "weight": base.inputs["weight"].astype(NUMPY[dtype])}, {})
+
+
+def linear_fp8_case(name: str, leading: Sequence[int], inner: int, outer: int) -> Case:
+    weight, scale = _fp8_weights(name, (), outer, inner)
+    inputs = {"x": _normal(name)(*leading, inner), "weight": weight, "scale": scale}
+    return Case("LinearFp8Block", name, inputs, {"activations": "none"})
+
+
+def mla_fp8_case(
+    name: str,
+    start: Sequence[int],
+    new: int,
+    capacity: int,
+    dims: tuple[int, int, int, int, int] = (2, 6, 4, 5, 8),
+    scale: float = 0.3,
+) -> Case:
+    """`mla_case` with an FP8 kv_b."""
+    base = mla_case(name, start, new, capacity, dims, scale)
+    inputs = {port: array for port, array in base.inputs.items() if port != "start"}
+    inputs["kv_b"], inputs["kv_b_scale"] = _fp8_weights(name, (), *base.inputs["kv_b"].shape)
+    attributes = {"scale": scale, "activations": "none"}
+    return Case("MlaAttentionFp8Block", name, {**inputs, "start": base.inputs["start"]}, attributes)
+
+
+def experts_fp8_case(name: str, tokens: int, hidden: int, width: int, experts: int, k: int) -> Case:
+    inputs = dict(experts_case(name, tokens, hidden, width, experts, k).inputs)
+    for bank, rows, inner in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):
+        del inputs[bank]
+        inputs[bank], inputs[f"{bank}_scale"] = _fp8_weights(name + bank, (experts,), rows, inner)
+    return Case("MoEExpertsFp8Block", name, inputs, {"activations": "none"})
+
+
+def _fp8_weights(name: str, lead: tuple[int, ...], rows: int, inner: int) -> tuple[Array, Array]:
+    """Random float8 e4m3 [.., rows, inner], and scales of its blocks that make the weights about 1 / sqrt(inner)."""
+    random, size = np.random.default_rng(_seed(name)), inner**-0.5
+    numbers = random.normal(0.0, 100.0, (*lead, rows, inner)).clip(-448, 448).astype(NUMPY["F8_E4M3"])
+    scale = random.uniform(0.005 * size, 0.02 * size, (*lead, -(-rows // 128), -(-inner // 128)))
+    return numbers, scale.astype(np.float32)
+
+
 def _seed(name: str) -> list[int]:
     return list(name.encode())
 
@@ -276,6 +324,24 @@ CASES = (
     experts_int_case("int8_zero_points", 7, 64, 32, 6, 2, 8, 32, True),
     experts_int_case("int4", 7, 64, 32, 6, 2, 4, 32, False),
     experts_int_case("int4_zero_points", 1, 64, 64, 6, 3, 4, 32, True),
+    linear_half_case("bf16", (2, 3), 33, 65, "BF16"),
+    linear_half_case("bf16_one_by_one", (1,), 1, 1, "BF16"),
+    linear_half_case("f16", (7,), 16, 5, "F16"),
+    linear_fp8_case("one_by_one", (1,), 1, 1),
+    linear_fp8_case("whole_blocks", (2, 3), 256, 128),
+    linear_fp8_case("just_below_a_block", (3,), 127, 127),
+    linear_fp8_case("just_above_a_block", (3,), 129, 129),
+    linear_fp8_case("cut_rows_as_kv_a", (1, 1), 256, 160),
+    linear_fp8_case("cut_columns", (5,), 300, 256),
+    mla_fp8_case("decode", (9,), 1, 16),
+    mla_fp8_case("ragged_prefill", (0, 5, 17), 8, 32),
+    mla_fp8_case("block_border_within_a_head", (3,), 2, 8, (3, 50, 4, 37, 129)),
+    mla_fp8_case("true_dims_prefill", (0,), 16, 16, (4, 128, 64, 128, 512), 0.07),
+    mla_fp8_case("true_dims_decode", (20, 3), 1, 24, (4, 128, 64, 128, 512), 0.07),
+    experts_fp8_case("decode", 1, 128, 256, 8, 3),
+    experts_fp8_case("prefill", 23, 256, 128, 8, 3),
+    experts_fp8_case("around_a_block", 5, 127, 129, 4, 2),
+    experts_fp8_case("one_expert", 3, 129, 5, 1, 1),
 )
 
 

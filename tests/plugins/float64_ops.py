@@ -134,6 +134,29 @@ def moe_experts_int(
     return moe_experts(x, ids, weights, gate, up, down)
 
 
+def fp8_value(numbers: Array, scale: Array) -> Array:
+    """Each number times the scale of its block of 128 x 128."""
+    rows, columns = np.indices(numbers.shape[-2:])
+    value: Array = numbers.astype(np.float64) * scale.astype(np.float64)[..., rows // 128, columns // 128]
+    return value
+
+
+def linear_fp8_block(x: Array, weight: Array, scale: Array, activations: str) -> Array:
+    assert activations == "none"
+    return linear(x, fp8_value(weight, scale))
+
+
+def mla_attention_fp8_block(kv_b: Array, kv_b_scale: Array, activations: str, **others: Any) -> Array:
+    assert activations == "none"
+    return mla_attention(kv_b=fp8_value(kv_b, kv_b_scale), **others)
+
+
+def moe_experts_fp8_block(x: Array, ids: Array, weights: Array, activations: str, **banks: Array) -> Array:
+    assert activations == "none"
+    gate, up, down = (fp8_value(banks[name], banks[f"{name}_scale"]) for name in ("gate", "up", "down"))
+    return moe_experts(x, ids, weights, gate, up, down)
+
+
 def softmax(x: Array) -> Array:
     powers = np.exp(x - x.max())
     shares: Array = powers / powers.sum()

@@ -13,6 +13,7 @@ import onnx.helper
 import onnx.parser
 import onnxruntime
 
+from dsv3export.dtypes import NUMPY
 from dsv3export.graphs.lower.onnxruntime.ops import row
 from dsv3export.graphs.opset import IR_VERSION, OPSET
 from dsv3export.graphs.packing import PACKINGS
@@ -73,8 +74,8 @@ def run_function(op: Op, text: str, inputs: Mapping[str, Array]) -> list[Array]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    results: list[Array] = session.run(outputs, dict(inputs))
-    return results
+    results = session.run_with_ort_values(outputs, {name: _ort_value(array) for name, array in inputs.items()})
+    return [result.numpy() for result in results]
 
 
 def uses_only_standard_ops(text: str) -> bool:
@@ -82,6 +83,13 @@ def uses_only_standard_ops(text: str) -> bool:
     imports = f'"": {OPSET}, "{DOMAIN}": 1'
     function = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: [{imports}]>{text}')
     return all(node.domain == "" for node in function.node)
+
+
+def _ort_value(array: Array) -> onnxruntime.OrtValue:
+    if array.dtype in (NUMPY["F8_E4M3"], NUMPY["BF16"]):
+        bits, kind = array.view(f"u{array.itemsize}"), onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 def _info(name: str, array: Array) -> onnx.ValueInfoProto:

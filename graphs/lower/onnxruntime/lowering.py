@@ -66,7 +66,24 @@ def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions
             dtype = sources[0].dtype or ir.DataType.UNDEFINED
             path = f"{node.name}.{packed.name}"
             values[packed.port] = rewriter.weight(path, dtype, packed.shape(dims), packed.packing, sources, dims)
-    rewriter.replace(node, name, FUNCTION_DOMAIN, [values[port] for port in how.inputs if port in values])
+    inputs = [values[port] for port in how.inputs if port in values]
+    rewriter.replace(node, name, FUNCTION_DOMAIN, [_typed(rewriter, node, value) for value in inputs])
+
+
+def _typed(rewriter: KindRewriter, node: ir.Node, value: ir.Value) -> ir.Value:
+    """A float8 input by way of an Identity.
+
+    ONNX Runtime works out which types a function's input may have from the standard ops that use it; where only another
+    function does, it allows every type but float8.
+    """
+    if value.dtype != ir.DataType.FLOAT8E4M3FN:
+        return value
+    name = f"{value.name}.typed"
+    typed = ir.Value(name=name, type=ir.TensorType(value.dtype), shape=value.shape)
+    identity = ir.node("Identity", [value], outputs=[typed], name=name)
+    identity.metadata_props.update(node.metadata_props)
+    rewriter.function.insert_before(node, [identity])
+    return typed
 
 
 def _store_embedding(rewriter: KindRewriter, stored_as: str) -> None:

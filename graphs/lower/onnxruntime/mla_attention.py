@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dsv3export.plugins.mla_attention.function import VISIBLE
+from dsv3export.plugins.mla_attention_fp8_block.op import up_projections_text
 from dsv3export.plugins.registry import Attributes, Dims
 
 # ONNX text of `result` = x @ weight for [H, M, K] and a weight [H, K, N], by their names.
@@ -25,6 +26,17 @@ def int_function(dims: Dims, attributes: Attributes) -> str:
     return f"""
 MlaAttentionInt (q_nope, q_pe, cache, w_uk_q, w_uk_scale, w_uv_q, w_uv_scale, start) => (out) {{
 {_body(dims, attributes, _int_product, _dequantise("w_uk", dims["Dn"]), _dequantise("w_uv", dims["Dc"]))}
+}}
+"""
+
+
+def fp8_function(dims: Dims, attributes: Attributes) -> str:
+    """dsv3::MlaAttentionFp8Block: kv_b stays FP8 in memory and is dequantised in each step."""
+    return f"""
+MlaAttentionFp8Block (q_nope, q_pe, cache, kv_b, kv_b_scale, start) => (out) {{
+{up_projections_text(dims)}
+    w_uv = Transpose <perm = [0, 2, 1]> (w_uv_rows)
+{_body(dims, attributes, _float_product, "", "")}
 }}
 """
 

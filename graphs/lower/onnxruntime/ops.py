@@ -1,6 +1,8 @@
 """One row per dsv3 op: the function that ONNX Runtime gets for it, and how its weights are packed.
 
-An op without a row of its own runs as its generic function in standard ops (`Op.function`).
+An op without a row of its own runs as its generic function in standard ops (`Op.function`). The FP8 linear and experts
+do: ONNX Runtime folds the scales' repetition and the transpose, but never a DequantizeLinear, so that the weight stays
+FP8 in memory (Cast and Mul would be folded into a float32 copy of it).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from dsv3export.graphs.lower.onnxruntime.mla_attention import fp8_function as mla_attention_fp8
 from dsv3export.graphs.lower.onnxruntime.mla_attention import function as mla_attention
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_function as mla_attention_int
 from dsv3export.plugins import OPS
@@ -59,6 +62,24 @@ def _linear(dims: Dims, attributes: Attributes) -> str:
     return """
 Linear (x, weight) => (y) {
     y = com.microsoft.FusedMatMul <transB = 1> (x, weight)
+}
+"""
+
+
+def _linear_half(dims: Dims, attributes: Attributes) -> str:
+    """Widen the weight in each step.
+
+    It is reshaped to 0 * (a size that only a run knows), and 0 stands for "as it is": else the cast would be folded
+    into a float32 copy, for which ONNX Runtime looks in the file even if the weight is bound.
+    """
+    return """
+LinearHalf (x, weight) => (y) {
+    rows = Shape <start = 0, end = 1> (x)
+    zeros = Constant <value_ints = [0, 0]> ()
+    as_it_is = Mul (rows, zeros)
+    same = Reshape (weight, as_it_is)
+    wide = Cast <to = 1> (same)
+    y = com.microsoft.FusedMatMul <transB = 1> (x, wide)
 }
 """
 
@@ -132,6 +153,7 @@ def _gate_up(port: str, inputs: tuple[str, str], last: str) -> Packed:
 
 ROWS: Mapping[str, Row] = {
     "Linear": Row(_linear, ("x", "weight")),
+    "LinearHalf": Row(_linear_half, ("x", "weight")),
     "LinearInt": Row(
         _linear_int,
         ("x", "blocks", "scale", "zero_point"),
@@ -148,6 +170,7 @@ ROWS: Mapping[str, Row] = {
     "MlaAttentionInt": Row(
         mla_attention_int, ("q_nope", "q_pe", "cache", "w_uk", "w_uk_scale", "w_uv", "w_uv_scale", "start")
     ),
+    "MlaAttentionFp8Block": Row(mla_attention_fp8, ("q_nope", "q_pe", "cache", "kv_b", "kv_b_scale", "start")),
     "MoEExperts": Row(
         _moe_experts,
         ("x", "ids", "weights", "gate_up", "down"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dsv3export.graphs.quantise import dequantise_blocks, fp8_matmul, quantise_activations, quantise_blocks
+from dsv3export.graphs.quantise import dequantise_blocks, quantise_blocks
+from dsv3export.plugins.linear_fp8_block.matmul import fp8_matmul, quantise_activations
 
 
 def _case(rows: int, width: int, tokens: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dsv3export.graphs.quantise.fp8_weight import BLOCK, LARGEST
-
-Activation = Literal["none", "1x128"]
+BLOCK = 128
+LARGEST = 448.0
+"""The largest finite number of float8 e4m3."""
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
@@ -34,7 +32,20 @@ def quantise_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return quotient.flatten(-2)[..., :width].to(torch.float8_e4m3fn), scale
 
 
-def fp8_matmul(x: Tensor, weight: Tensor, scale: Tensor, activation: Activation) -> Tensor:
+def round_activations(x: Tensor) -> Tensor:
+    """x as `quantise_activations` leaves it, in float32 again."""
+    values, scale = quantise_activations(x)
+    return values.to(torch.float32) * scale.repeat_interleave(BLOCK, dim=-1)[..., : x.shape[-1]]
+
+
+def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
+    """weight * scale: float8 e4m3 [N, K] with the scales of its blocks -> float32 [N, K]."""
+    rows, width = weight.shape
+    spread = scale.repeat_interleave(BLOCK, dim=0)[:rows].repeat_interleave(BLOCK, dim=1)[:, :width]
+    return weight.to(torch.float32) * spread
+
+
+def fp8_matmul(x: Tensor, weight: Tensor, scale: Tensor, activations: str) -> Tensor:
     """y = x @ (weight * scale)^T, the products of 128 neighbours along K summed before the scales are applied.
 
     For each 128 of K, in ascending order: y += ((sum of products) * scale of x) * scale of weight, in float32. With
@@ -46,7 +57,7 @@ def fp8_matmul(x: Tensor, weight: Tensor, scale: Tensor, activation: Activation)
         x: float32 [..., K].
         weight: float8 e4m3 [N, K].
         scale: float32 [ceil(N / 128), ceil(K / 128)].
-        activation: "1x128" rounds `x` as `quantise_activations` does; "none" takes it as it is.
+        activations: "1x128" rounds `x` as `quantise_activations` does; "none" takes it as it is.
 
     Returns:
         float32 [..., N].
@@ -56,8 +67,8 @@ def fp8_matmul(x: Tensor, weight: Tensor, scale: Tensor, activation: Activation)
     rows, width = weight.shape
     row_scales = scale.repeat_interleave(BLOCK, dim=0)[:rows]
     y = x.new_zeros(*x.shape[:-1], rows)
-    exact = torch.float32 if activation == "none" else torch.float64
-    values, x_scales = (x, None) if activation == "none" else quantise_activations(x)
+    exact = torch.float32 if activations == "none" else torch.float64
+    values, x_scales = (x, None) if activations == "none" else quantise_activations(x)
     for block, begin in enumerate(range(0, width, BLOCK)):
         part = slice(begin, begin + BLOCK)
         sums = (values[..., part].to(exact) @ weight[:, part].to(exact).T).to(torch.float32)

@@ -1,0 +1,1 @@
+"""dsv3::MlaAttentionFp8Block."""

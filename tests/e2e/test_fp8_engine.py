@@ -1,0 +1,95 @@
+"""Engines of precision fp8 on ONNX Runtime against the executor at the same recipe, and what they store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dsv3export import Engine
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.engine.reader import EngineFiles
+from dsv3export.graphs import Executor
+from dsv3export.graphs.build import build_engine
+from dsv3export.recipe import Recipe
+from tests.e2e.goldens import Golden
+from tests.e2e.variants import token_ids
+from tests.support.compare import LOGITS, assert_close
+from tests.support.synthetic import random_checkpoint, tiny_config
+
+FP8 = Recipe.for_precision("fp8")
+
+
+@pytest.fixture(scope="module")
+def engine_path(tiny_fp8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fp8") / "engine"
+    build_engine(tiny_fp8, path, precision="fp8")
+    return path
+
+
+def test_last_logits(engine_path: Path, fp8_golden: Golden) -> None:
+    """The checkpoint's own numbers: transformers' results for it hold."""
+    engine = Engine.load(engine_path, threads=1)
+    for prompt, row in enumerate(fp8_golden.arrays("last_logits")["last_logits"]):
+        assert_close(engine.logits(fp8_golden.ids(prompt))[-1], row, LOGITS, f"prompt {prompt}")
+
+
+@pytest.mark.parametrize("chunk", [1, 256])
+def test_engine_agrees_with_the_executor(chunk: int, engine_path: Path, tiny_fp8: Path, root: Path) -> None:
+    """Token by token (absorbed) and as a whole (decompressed)."""
+    ids = json.loads((root / "tests/data/goldens/heldout_token_ids.json").read_text())[:150]
+    expected = Executor.from_checkpoint(tiny_fp8, recipe=FP8).logits(ids)
+    assert_close(Engine.load(engine_path, threads=1, prefill_chunk=chunk).logits(ids), expected, LOGITS)
+
+
+# Rows and columns around a multiple of 128; weights of heads whose borders lie within blocks.
+CUT = {
+    "hidden_size": 130,
+    "intermediate_size": 129,
+    "moe_intermediate_size": 127,
+    "kv_lora_rank": 200,
+    "qk_nope_head_dim": 50,
+    "v_head_dim": 37,
+}
+
+
+@pytest.mark.parametrize("dtype", ["FP8", "BF16"])
+def test_cut_blocks(dtype: Any, tmp_path: Path) -> None:
+    config = tiny_config(**CUT)
+    path = random_checkpoint(tmp_path / "checkpoint", config, seed=6, dtype=dtype, tokenizer_from=None)
+    build_engine(path, tmp_path / "engine", precision="fp8")
+    ids = token_ids(config)
+    expected = Executor.from_checkpoint(path, recipe=FP8).logits(ids)
+    assert_close(Engine.load(tmp_path / "engine", threads=1).logits(ids), expected, LOGITS)
+
+
+def test_weights_of_the_engine(engine_path: Path, tiny_fp8: Path) -> None:
+    """Only 8 bits and scales of what the checkpoint has in 8 bits; nothing is widened."""
+    files, checkpoint = EngineFiles.open(engine_path), Checkpoint.open(tiny_fp8)
+    for name, info in checkpoint.tensors.items():
+        if info.dtype != "F8_E4M3" or ".experts." in name or name.startswith("model.layers.4."):
+            continue
+        assert files.entries[name].dtype == "F8_E4M3"
+        assert files.weight(name).tobytes() == checkpoint.array(name).tobytes()
+        assert files.weight(f"{name}_scale_inv").tobytes() == checkpoint.array(f"{name}_scale_inv").tobytes()
+    wide = sum(entry.nbytes for entry in files.manifest.weights if entry.dtype == "F32")
+    assert wide < 0.02 * sum(entry.nbytes for entry in files.manifest.weights)
+
+
+def test_large_weights_stay_in_an_fp8_checkpoint(tmp_path: Path) -> None:
+    """Single tensors by reference, if they are FP8 there; banks are stacked from many."""
+    config = tiny_config(hidden_size=1100, intermediate_size=1000, vocab_size=1000)
+    places, logits = {}, {}
+    for name, dtype, copy in (("fp8", "FP8", False), ("copied", "FP8", True), ("bf16", "BF16", False)):
+        checkpoint = random_checkpoint(tmp_path / f"{name}.checkpoint", config, seed=7, dtype=dtype)  # type: ignore[arg-type]
+        report = build_engine(checkpoint, tmp_path / name, precision="fp8", copy_weights=copy)
+        places[name] = {entry.name for entry in report.manifest.weights if entry.location == "checkpoint"}
+        logits[name] = Engine.load(tmp_path / name, threads=1).logits(token_ids(config))
+    unquantised = {"model.embed_tokens.weight", "lm_head.weight"}
+    mlp = {f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+    assert places == {"fp8": mlp | unquantised, "copied": set(), "bf16": unquantised}
+    np.testing.assert_array_equal(logits["fp8"], logits["copied"])
+    assert_close(logits["fp8"], Executor.from_checkpoint(tmp_path / "fp8.checkpoint").logits(token_ids(config)), LOGITS)
