@@ -68,7 +68,8 @@ def mla_attention(q_nope: Tensor, q_pe: Tensor, cache: Tensor, kv_b: Tensor, sta
     Args:
         q_nope: [B, S, H, Dn].
         q_pe: [B, S, H, Dr], rotated.
-        cache: [B, T, Dc+Dr]; rows beyond start[b]+S are not read.
+        cache: [B, T, Dc+Dr]; of a shorter slot, rows up to the longest slot's length are read and masked: they
+            must be finite.
         kv_b: [H*(Dn+Dv), Dc], kv_b_proj's weight as stored.
         start: [B] int64; query s of slot b sits at position start[b] + s.
         scale: (Dn+Dr)^-0.5 * mscale^2.
