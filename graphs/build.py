@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dsv3export import __version__
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, Manifest, WeightEntry
+from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, GraphRecord, Manifest, WeightEntry
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
 from dsv3export.graphs.buildable import check_buildable, check_calibration
@@ -88,30 +88,38 @@ def build_engine(
     quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
     verify(quantised.model)
     lowered = lower(quantised, _embedding_dtype(checkpoint, chosen))
-    plan = plan_weights(lowered, checkpoint, copy_weights)
-    packer = Packer(checkpoint, fitted)
+    with EngineWriter(Path(out), force, checkpoint) as writer:
+        plan = plan_weights(lowered, checkpoint, copy_weights)
+        entries = _write_weights(writer, lowered, plan, Packer(checkpoint, fitted), progress or NoProgress())
+        graph = writer.write_file("graph/trunk.onnx", serialize(lowered.model, _locations(entries)))
+        writer.copy_tokenizer(checkpoint.path)
+        manifest = writer.finish(_manifest(checkpoint, chosen, backend, graph, entries))
+    size = graph.size + sum(record.size for record in manifest.files.values())
+    return BuildReport(manifest, size, time.monotonic() - started)
 
+
+def _write_weights(
+    writer: EngineWriter, lowered: GraphWithWeights, plan: Sequence[PlannedWeight], packer: Packer, progress: Progress
+) -> list[WeightEntry]:
     def produce(planned: PlannedWeight) -> NDArray[np.generic]:
         array: NDArray[np.generic] = packer.pack(lowered.weights[planned.name])
         return array
 
-    with EngineWriter(Path(out), force, checkpoint) as writer:
-        entries = writer.write_weights(plan, produce, progress or NoProgress())
-        graph = writer.write_file("graph/trunk.onnx", serialize(lowered.model, _locations(entries)))
-        writer.copy_tokenizer(checkpoint.path)
-        manifest = writer.finish(
-            Manifest(
-                producer=f"dsv3export {__version__}",
-                model=checkpoint.config.raw,
-                recipe=chosen,
-                backend=BackendRecord(backend, _onnxruntime_version(), OPSET),
-                graphs={"trunk": graph},
-                checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
-                weights=tuple(entries),
-            )
-        )
-    size = graph.size + sum(record.size for record in manifest.files.values())
-    return BuildReport(manifest, size, time.monotonic() - started)
+    return writer.write_weights(plan, produce, progress)
+
+
+def _manifest(
+    checkpoint: Checkpoint, recipe: Recipe, backend: str, graph: GraphRecord, entries: Sequence[WeightEntry]
+) -> Manifest:
+    return Manifest(
+        producer=f"dsv3export {__version__}",
+        model=checkpoint.config.raw,
+        recipe=recipe,
+        backend=BackendRecord(backend, _onnxruntime_version(), OPSET),
+        graphs={"trunk": graph},
+        checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
+        weights=tuple(entries),
+    )
 
 
 def _embedding_dtype(checkpoint: Checkpoint, recipe: Recipe) -> str:

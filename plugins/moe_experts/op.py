@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 from dsv3export.plugins.registry import Attributes, Dims, Op, Port
+
+Bank = Literal["gate", "up", "down"]
+# Rows times the transposed matrix of an expert in a bank.
+Project = Callable[[Bank, int, Tensor], Tensor]
+
+
+def through_experts(x: Tensor, ids: Tensor, weights: Tensor, project: Project) -> Tensor:
+    """Each chosen expert's SwiGLU MLP on its tokens, one expert at a time, weighted and summed: [T, D]."""
+    out = torch.zeros_like(x)
+    for expert in ids.unique().tolist():
+        token, choice = torch.where(ids == expert)
+        hidden = silu(project("gate", expert, x[token])) * project("up", expert, x[token])
+        out.index_add_(0, token, project("down", expert, hidden) * weights[token, choice, None])
+    return out
 
 
 @torch.library.custom_op("dsv3::moe_experts", mutates_args=())
@@ -23,12 +40,8 @@ def moe_experts(x: Tensor, ids: Tensor, weights: Tensor, gate: Tensor, up: Tenso
     Returns:
         [T, D].
     """
-    out = torch.zeros_like(x)
-    for expert in ids.unique().tolist():
-        token, choice = torch.where(ids == expert)
-        hidden = silu(x[token] @ gate[expert].T) * (x[token] @ up[expert].T)
-        out.index_add_(0, token, hidden @ down[expert].T * weights[token, choice, None])
-    return out
+    banks = {"gate": gate, "up": up, "down": down}
+    return through_experts(x, ids, weights, lambda bank, expert, rows: rows @ banks[bank][expert].T)
 
 
 @moe_experts.register_fake

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from dsv3export.plugins.linear_fp8_block.function import dequantise_text, rounded_text
 from dsv3export.plugins.linear_fp8_block.matmul import BLOCK, fp8_matmul
 from dsv3export.plugins.linear_fp8_block.op import ACTIVATIONS
+from dsv3export.plugins.moe_experts.op import Bank, through_experts
 from dsv3export.plugins.registry import Attributes, Dims, Op, Port
 
 
@@ -38,14 +38,13 @@ def moe_experts_fp8_block(
     Returns:
         [T, D].
     """
-    out = torch.zeros_like(x)
-    for expert in ids.unique().tolist():
-        token, choice = torch.where(ids == expert)
-        gated = silu(fp8_matmul(x[token], gate[expert], gate_scale[expert], activations))
-        hidden = gated * fp8_matmul(x[token], up[expert], up_scale[expert], activations)
-        result = fp8_matmul(hidden, down[expert], down_scale[expert], activations)
-        out.index_add_(0, token, result * weights[token, choice, None])
-    return out
+    banks = {"gate": (gate, gate_scale), "up": (up, up_scale), "down": (down, down_scale)}
+
+    def project(bank: Bank, expert: int, rows: Tensor) -> Tensor:
+        weight, scale = banks[bank]
+        return fp8_matmul(rows, weight[expert], scale[expert], activations)
+
+    return through_experts(x, ids, weights, project)
 
 
 @moe_experts_fp8_block.register_fake

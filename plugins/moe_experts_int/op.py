@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from dsv3export.plugins.linear_int.op import dequantise_text, linear_int
-from dsv3export.plugins.moe_experts.op import combine_text
+from dsv3export.plugins.moe_experts.op import Bank, combine_text, through_experts
 from dsv3export.plugins.registry import Attribute, Attributes, Dims, Op, Port
 
 
@@ -42,20 +41,19 @@ def moe_experts_int(
     Returns:
         [T, D].
     """
-    out = torch.zeros_like(x)
+    banks = {
+        "gate": (gate, gate_scale, gate_zero),
+        "up": (up, up_scale, up_zero),
+        "down": (down, down_scale, down_zero),
+    }
 
-    def project(rows: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, expert: int) -> Tensor:
+    def project(bank: Bank, expert: int, rows: Tensor) -> Tensor:
+        packed, scale, zero = banks[bank]
         expert_zero = None if zero is None else zero[expert]
         result: Tensor = linear_int(rows, packed[expert], scale[expert], expert_zero, bits, group, activations)
         return result
 
-    for expert in ids.unique().tolist():
-        token, choice = torch.where(ids == expert)
-        gated = silu(project(x[token], gate, gate_scale, gate_zero, expert))
-        hidden = gated * project(x[token], up, up_scale, up_zero, expert)
-        result = project(hidden, down, down_scale, down_zero, expert)
-        out.index_add_(0, token, result * weights[token, choice, None])
-    return out
+    return through_experts(x, ids, weights, project)
 
 
 @moe_experts_int.register_fake
