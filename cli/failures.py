@@ -83,7 +83,9 @@ def exit_code_of(call: Callable[[], object], invocation: Invocation) -> int:
         _say("terminated")
         return TERMINATED
     except Exception as exception:  # noqa: BLE001 (the last resort: everything becomes an exit code)
-        return _report(exception, invocation)
+        code = _report(exception, invocation)
+        _settle_stdout()
+        return code
     return 0
 
 
@@ -148,6 +150,14 @@ def _say(message: str) -> None:
     # Where nobody reads stderr either, the exit code has to do.
     with suppress(BrokenPipeError):
         click.echo(f"{PROGRAM}: {' '.join(message.split())}", err=True)
+
+
+def _settle_stdout() -> None:
+    """Writes what is still buffered, or gives it up: a flush that fails at exit would replace the exit code by 120."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _forget_stdout()
 
 
 def _forget_stdout() -> None:
