@@ -88,7 +88,7 @@ def engine_weights(manifest: Manifest) -> dict[str, Any]:
     referenced = [entry for entry in manifest.weights if entry.location == "checkpoint"]
     return {
         **_totals(manifest.weights),
-        "files": len({(entry.location, entry.file) for entry in manifest.weights}),
+        "files": len(manifest.weight_files("engine")) + len(manifest.weight_files("checkpoint")),
         "bytes_by_dtype": _bytes_by_dtype(manifest.weights),
         "stored": _totals(owned),
         "referenced": _totals(referenced),

@@ -131,10 +131,9 @@ def _embedding_dtype(checkpoint: Checkpoint, recipe: Recipe) -> str:
 
 def _locations(entries: Sequence[WeightEntry]) -> Mapping[str, Location]:
     """Where the graph says that its weights lie; what stays in the checkpoint is bound when the engine is loaded."""
+    by_reference = BY_REFERENCE, 0
     return {
-        entry.name: Location(entry.file, entry.offset, entry.nbytes)
-        if entry.location == "engine"
-        else Location(BY_REFERENCE, 0, entry.nbytes)
+        entry.name: Location(*(entry.pieces[0][:2] if entry.location == "engine" else by_reference), entry.nbytes)
         for entry in entries
     }
 

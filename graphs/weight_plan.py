@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.checkpoint.model_weights import checkpoint_tensors, load_float32
+from dsv3export.checkpoint.fp8 import check_scale
+from dsv3export.checkpoint.model_weights import checkpoint_tensors, is_bank, load_float32
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.errors import InternalError
 from dsv3export.graphs.calibration import Calibration, one_thread
-from dsv3export.graphs.fp8_parts import FP8_PARTS, fp8_parts, fp8_sources
+from dsv3export.graphs.fp8_parts import FP8_PARTS, FP8_SCALES, fp8_parts, fp8_sources
 from dsv3export.graphs.packing import FLOAT_TYPES, PACKINGS
 from dsv3export.graphs.quantise_weight import INT_PARTS, quantise_weight
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.weight_expr import WeightExpr
 
-# A tensor below this size is copied even if it could be referenced: an engine should not depend on its checkpoint
-# for the sake of a few router biases.
+# An engine without a weight of this size to refer to copies all: it should not depend on its checkpoint for the sake of
+# a few router biases.
 MIN_REFERENCE_BYTES = 1 << 20
 # Gate and up of a bank are interleaved: both stay until numbers, scales and zero points have been written.
 _KEPT_WEIGHTS = 2
@@ -40,22 +42,35 @@ _STORED_NAMES: Mapping[ir.DataType, str] = {
 def plan_weights(graph: GraphWithWeights, checkpoint: Checkpoint, copy_weights: bool) -> list[PlannedWeight]:
     """One row per weight of a lowered graph, in the order of its inputs."""
     values = {str(value.name): value for value in graph.model.graph.inputs}
-    return [_plan(values[name], expr, checkpoint, copy_weights) for name, expr in graph.weights.items()]
+    plan = [_plan(values[name], expr, checkpoint) for name, expr in graph.weights.items()]
+    if copy_weights:
+        return plan
+    referring = [_referring(weight, graph.weights[weight.name], checkpoint) for weight in plan]
+    if not any(weight.reference and weight.nbytes >= MIN_REFERENCE_BYTES for weight in referring):
+        return plan
+    return referring
 
 
-def _plan(value: ir.Value, expr: WeightExpr, checkpoint: Checkpoint, copy_weights: bool) -> PlannedWeight:
-    """A weight stays in the checkpoint where one tensor lies there byte for byte as the graph wants it."""
+def _plan(value: ir.Value, expr: WeightExpr, checkpoint: Checkpoint) -> PlannedWeight:
     if value.dtype is None:
         raise InternalError(f"weight {value.name} has no dtype")
     sources = tuple(name for leaf in expr.leaves() for name in _sources(leaf, checkpoint))
     dtype, shape = _STORED_NAMES[value.dtype], tuple(int(dim) for dim in dims_of(value))
-    planned = PlannedWeight(str(value.name), dtype, shape, sources, expr.describe())
-    if copy_weights or expr.inputs or len(sources) != 1 or planned.nbytes < MIN_REFERENCE_BYTES:
-        return planned
-    stored = checkpoint.tensors[sources[0]]
-    if (stored.dtype, stored.shape) != (dtype, shape):
-        return planned
-    return PlannedWeight(str(value.name), dtype, shape, sources, "as_stored", stored)
+    return PlannedWeight(str(value.name), dtype, shape, sources, expr.describe())
+
+
+def _referring(weight: PlannedWeight, expr: WeightExpr, checkpoint: Checkpoint) -> PlannedWeight:
+    """The weight as a reference, if the checkpoint's tensors, one after the other, are what the graph wants."""
+    if expr.inputs or not weight.sources:
+        return weight
+    tensors = tuple(checkpoint.tensors[source] for source in weight.sources)
+    shape = weight.shape[1:] if is_bank(expr.name) else weight.shape
+    if any((tensor.dtype, tensor.shape) != (weight.dtype, shape) for tensor in tensors):
+        return weight
+    if expr.packing == FP8_SCALES:
+        for tensor in tensors:
+            check_scale(tensor, checkpoint.array(tensor.name))
+    return replace(weight, transform="as_stored", reference=tensors)
 
 
 def _sources(leaf: WeightExpr, checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from dsv3export.engine.typed_json import JsonValue, read_json
 from dsv3export.errors import EngineError
 from dsv3export.recipe import Recipe, RecipeError
 
 FORMAT = "dsv3export-engine"
-VERSION = 1
+VERSION = 2
 MANIFEST_NAME = "engine.json"
-_MAX_BYTES = 512 << 20  # the 671B shape with every expert stored apart has about 36 MB
+_MAX_BYTES = 512 << 20  # the 671B shape with every expert in the checkpoint has 4 MB
 _MAX_RANK = 8
 _KEYS = (
     "format", "version", "producer", "model", "recipe", "backend", "graphs", "checkpoint", "weights", "files",
@@ -77,23 +79,46 @@ class CheckpointRecord:
         return cls(str(path.resolve()), fingerprint["config_sha256"], files)
 
 
+class Piece(NamedTuple):
+    """A range of a file's bytes. `file` is relative to the engine or the checkpoint, `offset` counts from its start."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        """Where the byte behind it lies in the file."""
+        return self.offset + self.nbytes
+
+
 @dataclass(frozen=True)
 class WeightEntry:
     """Where the bytes of one graph initializer lie, and what they were made from.
 
-    `dtype` is a safetensors dtype name. `file` is relative to the engine or to the checkpoint, by `location`;
-    `offset` counts from the start of that file. `sources` are checkpoint tensors, `transform` says what was done.
+    `dtype` is a safetensors dtype name. The array's bytes, in row-major order, are those of `pieces` one after the
+    other: one for a plain tensor, E for a bank of experts that lie in the checkpoint; a piece may also be a part of a
+    stored tensor. `location` says whose files they are in. `sources` are checkpoint tensors, runs of numbered names
+    as in ``experts.{0..255}.up_proj.weight``; `transform` says what was done.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     location: Location
-    file: str
-    offset: int
-    nbytes: int
+    pieces: tuple[Piece, ...]
     sources: tuple[str, ...]
     transform: str
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of the weight table; pieces that follow each other in one file are listed together."""
+        files = groupby(self.pieces, key=lambda piece: piece.file)
+        pieces = [{"file": file, "ranges": [piece[1:] for piece in group]} for file, group in files]
+        return {**vars(self), "pieces": pieces}
 
 
 @dataclass(frozen=True)
@@ -109,22 +134,37 @@ class Manifest:
     weights: tuple[WeightEntry, ...]
     files: dict[str, FileRecord] = field(default_factory=dict)
 
+    def weight_files(self, location: Location) -> set[str]:
+        """The files, of the engine or of the checkpoint, that weights lie in."""
+        return {piece.file for entry in self.weights if entry.location == location for piece in entry.pieces}
+
     def to_json(self) -> str:
         """Deterministic: keys of tables sorted, weights in the order of the build, one weight a line."""
-        record = {**asdict(self), "recipe": self.recipe.to_json()}
-        record["checkpoint"] = {
-            "path": self.checkpoint.path,
-            "fingerprint": {"config_sha256": self.checkpoint.config_sha256, "files": record["checkpoint"]["files"]},
-            "mtimes_ns": record["checkpoint"]["mtimes_ns"],
+        head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "producer": self.producer,
+            "model": self.model,
+            "recipe": self.recipe.to_json(),
+            "backend": asdict(self.backend),
+            "graphs": _records(self.graphs),
+            "checkpoint": {
+                "path": self.checkpoint.path,
+                "fingerprint": {
+                    "config_sha256": self.checkpoint.config_sha256,
+                    "files": _records(self.checkpoint.files),
+                },
+                "mtimes_ns": self.checkpoint.mtimes_ns,
+            },
+            "files": _records(self.files),
         }
-        weights = ",\n".join("  " + json.dumps(entry, allow_nan=False) for entry in record.pop("weights"))
-        head = {"format": FORMAT, "version": VERSION, **record}
+        weights = ",\n".join("  " + json.dumps(entry.to_json(), allow_nan=False) for entry in self.weights)
         members = [f'"{key}": {json.dumps(value, sort_keys=True, allow_nan=False)}' for key, value in head.items()]
         return "{\n" + ",\n".join([*members, f'"weights": [\n{weights}\n]']) + "\n}\n"
 
     @classmethod
     def read(cls, engine: Path) -> Manifest:
-        """Reads `engine`/engine.json. Raises EngineError for anything that is not a version-1 manifest."""
+        """Reads `engine`/engine.json. Raises EngineError for anything that is not a version-2 manifest."""
         return cls.from_json(read_json(engine / MANIFEST_NAME, _MAX_BYTES))
 
     @classmethod
@@ -146,6 +186,10 @@ class Manifest:
             weights=tuple(_weight(entry) for entry in fields["weights"].array()),
             files={name: _file(record) for name, record in fields["files"].mapping().items()},
         )
+
+
+def _records(table: Mapping[str, GraphRecord] | Mapping[str, FileRecord] | Mapping[str, ShardRecord]) -> dict[str, Any]:
+    return {name: asdict(record) for name, record in table.items()}
 
 
 def _recipe(document: JsonValue) -> Recipe:
@@ -195,17 +239,26 @@ def _checkpoint(document: JsonValue) -> CheckpointRecord:
 
 def _weight(document: JsonValue) -> WeightEntry:
     fields = document.fields(*WeightEntry.__dataclass_fields__)
-    shape = fields["shape"].array()
+    shape = fields["shape"].integers()
     if len(shape) > _MAX_RANK:
         fields["shape"].fail(f"at most {_MAX_RANK} dimensions")
     return WeightEntry(
         name=fields["name"].text(),
         dtype=fields["dtype"].text(),
-        shape=tuple(size.integer() for size in shape),
+        shape=shape,
         location=cast("Location", fields["location"].choice("engine", "checkpoint")),
-        file=fields["file"].text(),
-        offset=fields["offset"].integer(),
-        nbytes=fields["nbytes"].integer(),
+        pieces=tuple(piece for run in fields["pieces"].array() for piece in _pieces(run)),
         sources=tuple(source.text() for source in fields["sources"].array()),
         transform=fields["transform"].text(),
     )
+
+
+def _pieces(document: JsonValue) -> Iterator[Piece]:
+    """The pieces of one file."""
+    fields = document.fields("file", "ranges")
+    file = fields["file"].text()
+    for byte_range in fields["ranges"].array():
+        numbers = byte_range.integers()
+        if len(numbers) != 2:
+            byte_range.fail("offset and length in bytes")
+        yield Piece(file, *numbers)

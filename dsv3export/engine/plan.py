@@ -21,8 +21,8 @@ class PlannedWeight:
     """One initializer of the graph.
 
     `name` is the initializer's name, `dtype` a safetensors dtype name, `sources` the checkpoint tensors it is made
-    from and `transform` the name of the packing transform. `reference` is set when the tensor stays in the
-    checkpoint, byte for byte.
+    from and `transform` the name of the packing transform. `reference` are the tensors that, one after the other, are
+    the array byte for byte, when it stays in the checkpoint; none when the build makes it.
     """
 
     name: str
@@ -30,7 +30,7 @@ class PlannedWeight:
     shape: tuple[int, ...]
     sources: tuple[str, ...]
     transform: str
-    reference: TensorInfo | None = None
+    reference: tuple[TensorInfo, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -6,18 +6,29 @@ import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from dsv3export.config import ModelConfig
 from dsv3export.dtypes import NUMPY
 from dsv3export.engine.manifest import MANIFEST_NAME, Manifest, WeightEntry
-from dsv3export.engine.verify import Verify, check_files, check_references, check_weights, read_graph
+from dsv3export.engine.pieces import joined, read_pieces
+from dsv3export.engine.verify import (
+    Verify,
+    check_files,
+    check_outside_headers,
+    check_references,
+    check_weights,
+    read_graph,
+)
 from dsv3export.errors import EngineError, InternalError
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 
 class EngineFiles:
-    """An engine that has passed its checks; weights are mapped, never read as a whole.
+    """An engine that has passed its checks; weights are mapped, but for those that lie in several places.
 
     Attributes:
         path: The directory, absolute.
@@ -31,6 +42,7 @@ class EngineFiles:
         self.config = ModelConfig.from_dict(manifest.model, source=f"{path / MANIFEST_NAME}: model")
         self.entries: Mapping[str, WeightEntry] = MappingProxyType({entry.name: entry for entry in manifest.weights})
         self._maps: dict[Path, mmap.mmap] = {}
+        self._assembled: WeakValueDictionary[str, Array] = WeakValueDictionary()
 
     @classmethod
     def open(cls, path: Path | str, verify: Verify = "auto") -> EngineFiles:
@@ -50,6 +62,7 @@ class EngineFiles:
         check_weights(manifest)
         check_files(folder, manifest, verify)
         check_references(manifest)
+        check_outside_headers(folder, manifest)
         for name in manifest.graphs:
             read_graph(folder, name, manifest)
         return cls(folder, manifest)
@@ -58,17 +71,37 @@ class EngineFiles:
         """A graph file's bytes, checked again. Raises EngineError if there is none of that name."""
         return read_graph(self.path, name, self.manifest)
 
-    def weight(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-        """A read-only view of the mapped file, in the stored dtype and shape."""
+    def weight(self, name: str) -> Array:
+        """A read-only array in the stored dtype and shape.
+
+        Where the weight's bytes are one range of one file, it is a view of the mapped file, and takes no memory that
+        the system could not take back. Otherwise the pieces are read into an array of its own; as long as that lives,
+        it is what every further call returns.
+
+        Raises:
+            EngineError: The file was cut or cannot be read, although it has passed its checks.
+        """
         if name not in self.entries:
             raise InternalError(f"the engine has no weight {name!r}")
         entry = self.entries[name]
         root = self.path if entry.location == "engine" else Path(self.manifest.checkpoint.path)
-        mapped = self._map(root / entry.file, entry.offset + entry.nbytes)
-        return np.ndarray(entry.shape, NUMPY[entry.dtype], mapped, entry.offset)
+        first, *others = joined(entry.pieces)
+        if not others:
+            mapped = self._map(root / first.file, first.end)
+            return np.ndarray(entry.shape, NUMPY[entry.dtype], mapped, first.offset)
+        array = self._assembled.get(name)
+        if array is None:
+            array = np.empty(entry.shape, NUMPY[entry.dtype])
+            read_pieces(root, (first, *others), array.reshape(-1).view(np.uint8).data)
+            array.flags.writeable = False
+            self._assembled[name] = array
+        return array
 
     def release_pages(self) -> None:
-        """Lets the system take back the memory of all pages read so far; they are read again when they are used."""
+        """Lets the system take back the memory of all mapped pages; they are read again when they are used.
+
+        Arrays that were put together from pieces are not touched.
+        """
         for mapped in self._maps.values():
             mapped.madvise(mmap.MADV_DONTNEED)
 

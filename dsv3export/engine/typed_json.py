@@ -64,6 +64,14 @@ class JsonValue:
             self.fail(f"an integer from {minimum} to {maximum}")
         return self.value
 
+    def integers(self) -> tuple[int, ...]:
+        """An array of integers from 0 on."""
+        if not isinstance(self.value, list):
+            self.fail("an array")
+        if not all(type(item) is int and 0 <= item <= _MAX_INT for item in self.value):
+            return tuple(item.integer() for item in self.array())  # names the first bad one
+        return tuple(self.value)
+
     def sha256(self) -> str:
         if not _SHA256.fullmatch(self.text()):
             self.fail("64 lower-case hexadecimal digits")

@@ -6,14 +6,15 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from dsv3export.checkpoint.header import MAX_HEADER_BYTES
 from dsv3export.dtypes import NUMPY, itemsize
-from dsv3export.engine.manifest import CheckpointRecord, FileRecord, Manifest, ShardRecord, WeightEntry
+from dsv3export.engine.manifest import CheckpointRecord, FileRecord, Location, Manifest, ShardRecord, WeightEntry
 from dsv3export.engine.paths import inside, is_plain_relative
 from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
 from dsv3export.engine.typed_json import REBUILD
@@ -67,12 +68,7 @@ def check_weights(manifest: Manifest) -> None:
         if entry.dtype not in NUMPY:
             raise EngineError(f"{where}: dtype", expected=" ".join(NUMPY), got=repr(entry.dtype), fix=REBUILD)
         _expect(f"{where}: nbytes", math.prod(entry.shape) * itemsize(entry.dtype), entry.nbytes)
-        size = _recorded_size(manifest, entry, where)
-        if entry.offset + entry.nbytes > size:
-            raise EngineError(
-                where, expected=f"bytes within the {size} of {entry.file}",
-                got=f"{entry.offset} to {entry.offset + entry.nbytes}", fix=REBUILD,
-            )  # fmt: skip
+        _check_pieces(manifest, entry, where)
 
 
 def check_references(manifest: Manifest) -> None:
@@ -80,7 +76,7 @@ def check_references(manifest: Manifest) -> None:
 
     Size, header and modification time are compared; weight bytes are not read, however large the model is.
     """
-    referenced = {entry.file for entry in manifest.weights if entry.location == "checkpoint"}
+    referenced = manifest.weight_files("checkpoint")
     checkpoint = manifest.checkpoint
     if referenced and not Path(checkpoint.path).is_dir():
         raise EngineError(
@@ -91,14 +87,51 @@ def check_references(manifest: Manifest) -> None:
         _check_shard(checkpoint, name)
 
 
-def _recorded_size(manifest: Manifest, entry: WeightEntry, where: str) -> int:
-    """Size of the entry's file by the manifest; a file that the manifest does not vouch for is refused."""
-    table: dict[str, FileRecord] | dict[str, ShardRecord] = (
+def check_outside_headers(engine: Path, manifest: Manifest) -> None:
+    """Checks that no weight begins inside its file's safetensors header. Raises EngineError."""
+    folders: dict[Location, Path] = {"engine": engine, "checkpoint": Path(manifest.checkpoint.path)}
+    data_starts = {
+        location: {name: _data_start(folder / name) for name in manifest.weight_files(location)}
+        for location, folder in folders.items()
+    }
+    for entry in manifest.weights:
+        starts = data_starts[entry.location]
+        for piece in entry.pieces:
+            if piece.offset < starts[piece.file]:
+                raise EngineError(
+                    f"engine.json: weight {entry.name!r}",
+                    expected=f"bytes behind the header of {piece.file}, which ends at {starts[piece.file]}",
+                    got=f"{piece.offset} to {piece.end}", fix=REBUILD,
+                )  # fmt: skip
+
+
+def _check_pieces(manifest: Manifest, entry: WeightEntry, where: str) -> None:
+    """Each piece within a file that the manifest vouches for, none empty beside others, and no byte twice.
+
+    So an array is never larger than the files that it is put together from.
+    """
+    table: Mapping[str, FileRecord | ShardRecord] = (
         manifest.files if entry.location == "engine" else manifest.checkpoint.files
     )
-    if entry.file not in table:
-        raise EngineError(f"{where}: file", expected="a file of the manifest", got=repr(entry.file), fix=REBUILD)
-    return table[entry.file].size
+    if not entry.pieces:
+        raise EngineError(f"{where}: pieces", expected="at least one", got="none", fix=REBUILD)
+    for piece in entry.pieces:
+        if piece.file not in table:
+            raise EngineError(f"{where}: file", expected="a file of the manifest", got=repr(piece.file), fix=REBUILD)
+        size = table[piece.file].size
+        if piece.end > size:
+            raise EngineError(
+                where, expected=f"bytes within the {size} of {piece.file}",
+                got=f"{piece.offset} to {piece.end}", fix=REBUILD,
+            )  # fmt: skip
+        if not piece.nbytes and len(entry.pieces) > 1:
+            raise EngineError(where, expected="pieces of at least a byte", got="an empty one", fix=REBUILD)
+    for before, after in pairwise(sorted(entry.pieces)):
+        if before.file == after.file and before.end > after.offset:
+            raise EngineError(
+                where, expected=f"each byte of {after.file} once",
+                got=f"{before.offset} to {before.end} and {after.offset} to {after.end}", fix=REBUILD,
+            )  # fmt: skip
 
 
 def _check_shard(checkpoint: CheckpointRecord, name: str) -> None:
@@ -114,6 +147,12 @@ def _check_shard(checkpoint: CheckpointRecord, name: str) -> None:
             str(path), expected="the file as it was when the engine was built", got="one modified since then",
             fix=_REBUILD_OR_RESTORE,
         )  # fmt: skip
+
+
+def _data_start(path: Path) -> int:
+    """Where the header of a safetensors file ends."""
+    with _readable(path), path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def _header_digest(path: Path) -> str:

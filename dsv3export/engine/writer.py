@@ -13,7 +13,8 @@ import numpy as np
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.dtypes import NUMPY
 from dsv3export.engine.file_writer import write_file
-from dsv3export.engine.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, WeightEntry
+from dsv3export.engine.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, Piece, WeightEntry
+from dsv3export.engine.numbered_names import shortened
 from dsv3export.engine.plan import PlannedWeight, Shard, layout_shards
 from dsv3export.engine.resources import require_free_disk, resource_errors
 from dsv3export.engine.staging import Staging
@@ -81,7 +82,7 @@ class EngineWriter:
             The weight table, in the order of `plan`.
         """
         progress = progress or NoProgress()
-        shards = layout_shards([weight for weight in plan if weight.reference is None])
+        shards = layout_shards([weight for weight in plan if not weight.reference])
         total = sum(shard.size for shard in shards)
         require_free_disk(self._open_staging.path, total)
         entries = self._references(plan)
@@ -90,8 +91,8 @@ class EngineWriter:
             self._write(shard.file, _shard_chunks(shard, produce, progress))
             for weight, offset in shard.offsets():
                 entries[weight.name] = WeightEntry(
-                    weight.name, weight.dtype, weight.shape, "engine", shard.file, offset, weight.nbytes,
-                    weight.sources, weight.transform,
+                    weight.name, weight.dtype, weight.shape, "engine", (Piece(shard.file, offset, weight.nbytes),),
+                    shortened(weight.sources), weight.transform,
                 )  # fmt: skip
         progress.finish()
         return [entries[weight.name] for weight in plan]
@@ -129,28 +130,31 @@ class EngineWriter:
         names = {header.file: name for name, header in shards.items()}
         entries = {}
         for weight in plan:
-            tensor = weight.reference
-            if tensor is None:
+            if not weight.reference:
                 continue
-            if tensor.file not in names:
-                raise InternalError(f"{tensor.file}, which {weight.name} refers to, is no file of the checkpoint")
-            if (tensor.dtype, tensor.shape, tensor.nbytes) != (weight.dtype, weight.shape, weight.nbytes):
-                raise InternalError(f"{weight.name} refers to {tensor.name}, which has another dtype or shape")
-            entries[weight.name] = WeightEntry(
-                weight.name, weight.dtype, weight.shape, "checkpoint",
-                names[tensor.file], tensor.offset, weight.nbytes,
-                weight.sources, weight.transform,
+            for tensor in weight.reference:
+                if tensor.file not in names:
+                    raise InternalError(f"{tensor.file}, which {weight.name} refers to, is no file of the checkpoint")
+                if tensor.dtype != weight.dtype:
+                    raise InternalError(f"{weight.name} refers to {tensor.name}, which has another dtype")
+            pieces = tuple(Piece(names[tensor.file], tensor.offset, tensor.nbytes) for tensor in weight.reference)
+            entry = WeightEntry(
+                weight.name, weight.dtype, weight.shape, "checkpoint", pieces,
+                shortened(weight.sources), weight.transform,
             )  # fmt: skip
+            if entry.nbytes != weight.nbytes:
+                raise InternalError(f"{weight.name} has {weight.nbytes} bytes and refers to {entry.nbytes}")
+            entries[weight.name] = entry
         return entries
 
     def _completed(self, manifest: Manifest) -> Manifest:
         """Fills in what only the writer knows, and checks that the manifest names only what is there."""
         graphs = {graph.file for graph in manifest.graphs.values()}
-        owned = {weight.file for weight in manifest.weights if weight.location == "engine"}
+        owned = manifest.weight_files("engine")
         if missing := (graphs | owned) - self._files.keys():
             raise InternalError(f"the manifest names files that were not written: {sorted(missing)}")
         checkpoint = manifest.checkpoint
-        referenced = {weight.file for weight in manifest.weights if weight.location == "checkpoint"}
+        referenced = manifest.weight_files("checkpoint")
         if missing := referenced - checkpoint.files.keys():
             raise InternalError(f"the fingerprint lacks files that weights refer to: {sorted(missing)}")
         folder = Path(checkpoint.path)

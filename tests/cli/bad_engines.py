@@ -35,6 +35,26 @@ def _weight(**fields: object) -> Callable[[Path], None]:
     return _manifest(edit)
 
 
+def _range(place: int, value: int) -> Callable[[Path], None]:
+    """Another offset (place 0) or length (1) of the first weight that the engine stores."""
+
+    def edit(manifest: Any) -> None:
+        row = next(row for row in manifest["weights"] if row["location"] == "engine")
+        row["pieces"][0]["ranges"][0][place] = value
+
+    return _manifest(edit)
+
+
+def _file(name: str) -> Callable[[Path], None]:
+    """Another file of the first weight that the engine stores."""
+
+    def edit(manifest: Any) -> None:
+        row = next(row for row in manifest["weights"] if row["location"] == "engine")
+        row["pieces"][0]["file"] = name
+
+    return _manifest(edit)
+
+
 def _move_file(manifest: Any) -> None:
     manifest["files"]["../outside"] = manifest["files"].pop(WEIGHTS)
 
@@ -46,7 +66,8 @@ def _flip(data: bytes) -> bytes:
 
 
 BAD_ENGINES = (
-    BadEngine("later format version", _manifest(lambda m: m.update(version=2)), ("engine.json", "version 1", "got 2")),
+    BadEngine("later format version", _manifest(lambda m: m.update(version=3)), ("engine.json", "version 2", "got 3")),
+    BadEngine("earlier format version", _manifest(lambda m: m.update(version=1)), ("version 2", "got 1", "Rebuild")),
     BadEngine("no format version", _manifest(lambda m: m.pop("version")), ("engine.json", "version")),
     BadEngine("another format", _manifest(lambda m: m.update(format="zip")), ("engine.json", "dsv3export-engine")),
     BadEngine("empty manifest", lambda e: replace_file(e / "engine.json", ""), ("engine.json", "JSON")),
@@ -55,12 +76,14 @@ BAD_ENGINES = (
     BadEngine("recipe is a number", _manifest(lambda m: m.update(recipe=1)), ("engine.json", "recipe")),
     BadEngine("another backend", _manifest(lambda m: m["backend"].update(name="tensorrt")), ("backend", "tensorrt")),
     BadEngine("bad model config", _manifest(lambda m: m["model"].update(kv_lora_rank=0)), ("kv_lora_rank", "0")),
-    BadEngine("offset beyond the file", _weight(offset=2**40), ("engine.json", str(2**40))),
-    BadEngine("negative offset", _weight(offset=-8), ("engine.json", "offset", "-8")),
-    BadEngine("size that lies", _weight(nbytes=8), ("engine.json", "nbytes", "got 8")),
+    BadEngine("offset beyond the file", _range(0, 2**40), ("engine.json", str(2**40))),
+    BadEngine("negative offset", _range(0, -8), ("engine.json", "ranges", "-8")),
+    BadEngine("size that lies", _range(1, 8), ("engine.json", "nbytes", "got 8")),
+    BadEngine("weight in the header", _range(0, 4), ("engine.json", "header")),
+    BadEngine("weight without pieces", _weight(pieces=[]), ("engine.json", "nbytes", "got 0")),
     BadEngine("shape that lies", _weight(shape=[2**40, 2**40]), ("engine.json",)),
     BadEngine("unknown dtype", _weight(dtype="Q7"), ("engine.json", "dtype", "Q7")),
-    BadEngine("weight in no known file", _weight(file="/etc/passwd"), ("engine.json", "/etc/passwd")),
+    BadEngine("weight in no known file", _file("/etc/passwd"), ("engine.json", "/etc/passwd")),
     BadEngine("file outside", _manifest(_move_file), ("engine.json",)),
     BadEngine("missing graph", lambda e: (e / GRAPH).unlink(), (GRAPH,)),
     BadEngine("altered graph", lambda e: edit_bytes(e / GRAPH, _flip), (GRAPH, "sha256")),

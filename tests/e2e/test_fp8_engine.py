@@ -80,7 +80,7 @@ def test_weights_of_the_engine(engine_path: Path, tiny_fp8: Path) -> None:
 
 
 def test_large_weights_stay_in_an_fp8_checkpoint(tmp_path: Path) -> None:
-    """Single tensors by reference, if they are FP8 there; banks are stacked from many."""
+    """All that is FP8 there, banks of experts in as many pieces, and their scales; what is too wide is made."""
     config = tiny_config(hidden_size=1100, intermediate_size=1000, vocab_size=1000)
     places, logits = {}, {}
     for name, dtype, copy in (("fp8", "FP8", False), ("copied", "FP8", True), ("bf16", "BF16", False)):
@@ -89,7 +89,10 @@ def test_large_weights_stay_in_an_fp8_checkpoint(tmp_path: Path) -> None:
         places[name] = {entry.name for entry in report.manifest.weights if entry.location == "checkpoint"}
         logits[name] = Engine.load(tmp_path / name, threads=1).logits(token_ids(config))
     unquantised = {"model.embed_tokens.weight", "lm_head.weight"}
-    mlp = {f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
-    assert places == {"fp8": mlp | unquantised, "copied": set(), "bf16": unquantised}
+    bias = {"model.layers.1.mlp.gate.e_score_correction_bias"}
+    numbers = {entry.name for entry in report.manifest.weights if entry.dtype == "F8_E4M3"}
+    with_scales = {f"{name}{suffix}" for name in numbers for suffix in ("", "_scale_inv")}
+    assert "model.layers.1.mlp.experts.down_proj_scale_inv" in with_scales
+    assert places == {"fp8": with_scales | unquantised | bias, "copied": set(), "bf16": unquantised | bias}
     np.testing.assert_array_equal(logits["fp8"], logits["copied"])
     assert_close(logits["fp8"], Executor.from_checkpoint(tmp_path / "fp8.checkpoint").logits(token_ids(config)), LOGITS)

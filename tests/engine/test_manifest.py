@@ -36,19 +36,22 @@ def test_the_text_does_not_depend_on_the_order_of_tables(text: str) -> None:
 
 def test_it_says_what_the_design_says(text: str) -> None:
     document = json.loads(text)
-    assert (document["format"], document["version"]) == ("dsv3export-engine", 1)
+    assert (document["format"], document["version"]) == ("dsv3export-engine", 2)
     assert document["checkpoint"]["fingerprint"].keys() == {"config_sha256", "files"}
     by_name = {entry["name"]: entry for entry in document["weights"]}
-    assert list(by_name) == ["bytes", "norm", "matrix", "scalar"]
-    assert by_name["norm"]["location"] == "checkpoint" and by_name["norm"]["file"].startswith("model-0000")
+    assert list(by_name) == ["bytes", "norm", "matrix", "scalar", "bank"]
+    (run,) = by_name["norm"]["pieces"]
+    assert by_name["norm"]["location"] == "checkpoint" and run["file"].startswith("model-0000")
+    assert by_name["bank"]["sources"] == ["model.layers.2.mlp.experts.{0..3}.up_proj.weight"]
+    assert [len(run["ranges"]) for run in by_name["bank"]["pieces"]] == [4]
     assert by_name["bytes"]["sources"] == ["a", "b"] and by_name["bytes"]["transform"] == "packed"
 
 
 PATHS: list[tuple[list[str | int], Any, str]] = [
     (["format"], "onnx", 'expected "format": "dsv3export-engine", got "onnx"'),
-    (["version"], 2, "expected engine format version 1, got 2. Rebuild"),
-    (["version"], "1", 'expected engine format version 1, got "1"'),
-    (["version"], True, "expected engine format version 1, got true"),
+    (["version"], 1, "expected engine format version 2, got 1. Rebuild"),
+    (["version"], "2", 'expected engine format version 2, got "2"'),
+    (["version"], True, "expected engine format version 2, got true"),
     (["producer"], None, "producer: expected a string, got null"),
     (["model"], [], r"model: expected an object, got \[\]"),
     (["recipe", "precision"], 32, 'recipe: precision: expected "fp32" or .*got 32'),
@@ -63,7 +66,15 @@ PATHS: list[tuple[list[str | int], Any, str]] = [
     (["weights"], {}, "weights: expected an array"),
     (["weights", 0, "shape"], [1.5], r"weights\[0\].shape\[0\]: expected an integer"),
     (["weights", 0, "shape"], [1] * 9, r"weights\[0\].shape: expected at most 8 dimensions"),
-    (["weights", 1, "offset"], 1e3, r"weights\[1\].offset: expected an integer"),
+    (["weights", 0, "shape"], 15, r"weights\[0\].shape: expected an array, got 15"),
+    (["weights", 1, "pieces"], {}, r"weights\[1\].pieces: expected an array"),
+    (["weights", 1, "pieces", 0, "file"], 1, r"weights\[1\].pieces\[0\].file: expected a string"),
+    (["weights", 1, "pieces", 0, "ranges"], 1, r"pieces\[0\].ranges: expected an array"),
+    (["weights", 1, "pieces", 0, "ranges", 0], [1e3, 512], r"ranges\[0\]\[0\]: expected an integer"),
+    (["weights", 1, "pieces", 0, "ranges", 0], [True, 512], r"ranges\[0\]\[0\]: expected an integer"),
+    (["weights", 1, "pieces", 0, "ranges", 0], [0, -1], r"ranges\[0\]\[1\]: expected an integer"),
+    (["weights", 1, "pieces", 0, "ranges", 0], [0, 2**63], r"ranges\[0\]\[1\]: expected an integer"),
+    (["weights", 1, "pieces", 0, "ranges", 0], [0, 1, 2], r"ranges\[0\]: expected offset and length in bytes"),
     (["weights", 0, "location"], "elsewhere", "location: expected 'engine' or 'checkpoint'"),
     (["weights", 0, "sources"], "a", "sources: expected an array"),
     (["weights", 0, "extra"], 1, "expected only the keys"),

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +19,10 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.verify import Verify
 from dsv3export.errors import EngineError, InternalError, UserError
-from tests.engine.small_engine import REFERENCED, produce, small_plan
+from tests.engine.small_engine import produce, small_plan, stored
 
 WEIGHTS = "weights/model-00001.safetensors"
+Damage = Callable[[Path], None]
 
 
 def test_weights_come_back_as_they_were_made(engine: Path, checkpoint: Path) -> None:
@@ -28,10 +30,40 @@ def test_weights_come_back_as_they_were_made(engine: Path, checkpoint: Path) -> 
     assert files.config == source.config
     for weight in small_plan(source):
         array = files.weight(weight.name)
-        expected = source.array(REFERENCED) if weight.reference else produce(weight)
-        assert array.dtype == expected.dtype and np.array_equal(array, expected)
-        assert not array.flags.writeable and not array.flags.owndata
+        expected = stored(weight, source) if weight.reference else produce(weight)
+        assert array.dtype == expected.dtype and array.tobytes() == expected.tobytes()
+        assert array.shape == weight.shape and not array.flags.writeable
+        assert array.flags.owndata == (len(weight.reference) > 1)
     assert files.graph() == b"a graph"
+
+
+def test_a_weight_in_pieces_is_put_together_once(engine: Path) -> None:
+    files = EngineFiles.open(engine)
+    bank = files.weight("bank")
+    assert files.weight("bank") is bank
+    files.release_pages()
+    content, alive = bank.tobytes(), weakref.ref(bank)
+    del bank
+    assert alive() is None
+    assert files.weight("bank").tobytes() == content
+
+
+def test_pieces_that_touch_are_mapped(engine: Path) -> None:
+    def change(document: Any) -> None:
+        ((offset, nbytes),) = document["weights"][2]["pieces"][0]["ranges"]
+        document["weights"][2]["pieces"][0]["ranges"] = [[offset, 40], [offset + 40, nbytes - 40]]
+
+    edit(engine, change)
+    matrix = EngineFiles.open(engine).weight("matrix")
+    assert not matrix.flags.owndata and np.array_equal(matrix, np.arange(24, dtype=np.float32).reshape(4, 6))
+
+
+@pytest.mark.parametrize("damage", [lambda shard: os.truncate(shard, 40_000), Path.unlink])
+def test_a_checkpoint_cut_after_it_was_checked_is_noticed(engine: Path, damage: Callable[[Path], None]) -> None:
+    files = EngineFiles.open(engine)
+    damage(files.path.parent / "checkpoint" / files.entries["bank"].pieces[-1].file)
+    with pytest.raises(EngineError, match=r"it was cut just now|expected a readable file, got No such file"):
+        files.weight("bank")
 
 
 def test_weights_can_be_read_after_their_pages_were_released(engine: Path) -> None:
@@ -68,8 +100,34 @@ def edit(engine: Path, change: Callable[[Any], object]) -> None:
     (engine / "engine.json").write_text(json.dumps(document))
 
 
-def set_weight(index: int, **values: object) -> Callable[[Path], None]:
+def set_weight(index: int, **values: object) -> Damage:
     return lambda engine: edit(engine, lambda document: document["weights"][index].update(values))
+
+
+def set_file(index: int, file: str) -> Damage:
+    return lambda engine: edit(engine, lambda document: document["weights"][index]["pieces"][0].update(file=file))
+
+
+def set_range(index: int, offset: int | None = None, nbytes: int | None = None, piece: int = 0) -> Damage:
+    def change(document: Any) -> None:
+        place = document["weights"][index]["pieces"][0]["ranges"][piece]
+        place[:] = [place[0] if offset is None else offset, place[1] if nbytes is None else nbytes]
+
+    return lambda engine: edit(engine, change)
+
+
+def repeat_piece(document: Any) -> None:
+    """The bank's second expert is the first one again, a few bytes on."""
+    ranges = document["weights"][4]["pieces"][0]["ranges"]
+    ranges[1][0] = ranges[0][0] + 16
+
+
+def empty_piece(document: Any) -> None:
+    document["weights"][4]["pieces"][0]["ranges"].insert(1, [4096, 0])
+
+
+def drop_piece(document: Any) -> None:
+    document["weights"][4]["pieces"][0]["ranges"].pop()
 
 
 def flip(path: Path, position: int = -1, seconds: int = 0) -> None:
@@ -97,8 +155,8 @@ def replace_by_checkpoint(engine: Path) -> None:
 def rename_file_key(old: str, new: str) -> Callable[[Path], None]:
     def change(document: Any) -> None:
         document["files"][new] = document["files"].pop(old)
-        for entry in document["weights"]:
-            entry["file"] = new if entry["file"] == old else entry["file"]
+        for run in (run for entry in document["weights"] for run in entry["pieces"]):
+            run["file"] = new if run["file"] == old else run["file"]
 
     return lambda engine: edit(engine, change)
 
@@ -107,7 +165,7 @@ def use_checkpoint_file(name: str) -> Callable[[Path], None]:
     def change(document: Any) -> None:
         shards = document["checkpoint"]["fingerprint"]["files"]
         shards[name] = next(iter(shards.values()))
-        document["weights"][1]["file"] = name
+        document["weights"][1]["pieces"][0]["file"] = name
 
     return lambda engine: edit(engine, change)
 
@@ -124,7 +182,7 @@ def replace_by_pipe(engine: Path) -> None:
 
 def first_shard(engine: Path) -> Path:
     entry = json.loads((engine / "engine.json").read_text())["weights"][1]
-    return engine.parent / "checkpoint" / str(entry["file"])
+    return engine.parent / "checkpoint" / str(entry["pieces"][0]["file"])
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -135,7 +193,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest cut": (lambda e: truncate(e / "engine.json", 2), "engine.json: expected JSON"),
     "manifest no text": (lambda e: (e / "engine.json").write_bytes(b"\xff\xfe"), "engine.json: expected JSON"),
     "manifest empty": (lambda e: (e / "engine.json").write_text("{}"), 'expected "format": "dsv3export-engine", got'),
-    "other version": (lambda e: edit(e, lambda d: d.update(version=2)), "expected engine format version 1, got 2"),
+    "other version": (lambda e: edit(e, lambda d: d.update(version=1)), "expected engine format version 2, got 1"),
     "other model": (lambda e: edit(e, lambda d: d["model"].update(model_type="llama")), "llama"),
     "graph altered": (lambda e: flip(e / "graph/trunk.onnx"), "trunk.onnx: sha256: expected"),
     "graph cut": (lambda e: truncate(e / "graph/trunk.onnx"), "trunk.onnx: size in bytes: expected 7, got 6"),
@@ -153,17 +211,24 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer altered": (lambda e: flip(e / "tokenizer/tokenizer.json", 99), "tokenizer.json: sha256: expected"),
     "weights path escapes": (rename_file_key(WEIGHTS, "../checkpoint/config.json"), "expected a relative path below"),
     "weights path absolute": (rename_file_key(WEIGHTS, "/etc/passwd"), "expected a relative path below"),
-    "file not vouched for": (set_weight(0, file="engine.json"), "expected a file of the manifest, got 'engine.json'"),
-    "offset out of bounds": (set_weight(0, offset=10**6), "weight 'bytes': expected bytes within the"),
-    "offset huge": (set_weight(0, offset=2**63 - 1), "weight 'bytes': expected bytes within the"),
-    "offset negative": (set_weight(0, offset=-8), r"weights\[0\].offset: expected an integer from 0"),
-    "nbytes lies": (set_weight(0, nbytes=14), "weight 'bytes': nbytes: expected 15, got 14"),
+    "file not vouched for": (set_file(0, "engine.json"), "expected a file of the manifest, got 'engine.json'"),
+    "offset out of bounds": (set_range(0, 10**6), "weight 'bytes': expected bytes within the"),
+    "offset huge": (set_range(0, 2**63 - 1), "weight 'bytes': expected bytes within the"),
+    "offset negative": (set_range(0, -8), r"ranges\[0\]\[0\]: expected an integer from 0"),
+    "nbytes lies": (set_range(0, nbytes=14), "weight 'bytes': nbytes: expected 15, got 14"),
     "shape lies": (set_weight(2, shape=[4, 7]), "weight 'matrix': nbytes: expected 112, got 96"),
     "shape huge": (set_weight(2, shape=[2**62] * 8), "weight 'matrix': nbytes: expected"),
     "dtype unknown": (set_weight(0, dtype="F13"), "weight 'bytes': dtype: expected F64 F32"),
     "name twice": (set_weight(0, name="norm"), "weight 'norm': expected each name once"),
-    "checkpoint offset out of bounds": (set_weight(1, offset=2**40), "weight 'norm': expected bytes within the"),
-    "checkpoint file unknown": (set_weight(1, file="x.safetensors"), "weight 'norm': file: expected a file"),
+    "weight in the header": (set_range(0, 8), "weight 'bytes': expected bytes behind the header of weights/model-0000"),
+    "piece in the header": (set_range(4, 16, piece=2), "weight 'bank': expected bytes behind the header of model-0000"),
+    "piece out of bounds": (set_range(4, 2**40, piece=3), "weight 'bank': expected bytes within the"),
+    "pieces overlap": (lambda e: edit(e, repeat_piece), "weight 'bank': expected each byte of model-.* once, got"),
+    "an empty piece": (lambda e: edit(e, empty_piece), "weight 'bank': expected pieces of at least a byte"),
+    "a piece too few": (lambda e: edit(e, drop_piece), "weight 'bank': nbytes: expected "),
+    "no pieces": (set_weight(3, shape=[0], pieces=[]), "weight 'scalar': pieces: expected at least one, got none"),
+    "checkpoint offset out of bounds": (set_range(1, 2**40), "weight 'norm': expected bytes within the"),
+    "checkpoint file unknown": (set_file(1, "x.safetensors"), "weight 'norm': file: expected a file"),
     "checkpoint path escapes": (use_checkpoint_file("../x.safetensors"), "expected file names inside the checkpoint"),
     "checkpoint moved": (lambda e: (e.parent / "checkpoint").rename(e.parent / "c2"), "expected the folder that the"),
     "checkpoint shard gone": (lambda e: first_shard(e).unlink(), "got No such file.*Put the checkpoint back"),
@@ -231,7 +296,7 @@ def test_only_full_verification_sees_a_change_that_kept_the_time(engine: Path, v
 
 
 def test_a_checkpoint_that_nothing_refers_to_may_go(engine: Path, checkpoint: Path) -> None:
-    edit(engine, lambda document: document["weights"].pop(1))
+    edit(engine, lambda document: document.update(weights=document["weights"][:1]))
     shutil.rmtree(checkpoint)
     assert EngineFiles.open(engine).weight("bytes").shape == (3, 5)
 

@@ -80,7 +80,9 @@ def test_weights_are_split_over_files_and_made_one_at_a_time(
         writer.finish(small_manifest(source, graph, table))
     files = EngineFiles.open(tmp_path / "engine", "full")
     assert [entry.name for entry in table] == [weight.name for weight in plan] and len(alive) == 7
-    assert sorted({entry.file for entry in table}) == [f"weights/model-0000{i}.safetensors" for i in range(1, 5)]
+    assert sorted({piece.file for entry in table for piece in entry.pieces}) == [
+        f"weights/model-0000{i}.safetensors" for i in range(1, 5)
+    ]
     assert [float(files.weight(f"w{i}")[0]) for i in range(7)] == list(range(7))
 
 
@@ -117,7 +119,7 @@ def test_no_copy_is_made_of_referenced_weights_reached_by_links(tmp_path: Path, 
         path.symlink_to(f"../blobs/{target.name}")
     build_small_engine(tmp_path / "engine", checkpoint)
     files = EngineFiles.open(tmp_path / "engine")
-    assert files.entries["norm"].file.startswith("model-0000")
+    assert files.entries["norm"].pieces[0].file.startswith("model-0000")
     assert files.weight("norm").shape == (256,)
 
 
@@ -366,10 +368,13 @@ def test_a_closed_writer_is_a_bug(tmp_path: Path) -> None:
 def test_a_reference_must_be_what_the_plan_says(tmp_path: Path, checkpoint: Path, tiny_bf16: Path) -> None:
     source = Checkpoint.open(checkpoint)
     stored = source.tensors[REFERENCED]
-    wrong = [PlannedWeight("w", "F32", (256,), (REFERENCED,), "as_stored", stored)]
-    with pytest.raises(InternalError, match="has another dtype or shape"):
+    wrong = [PlannedWeight("w", "F32", (256,), (REFERENCED,), "as_stored", (stored,))]
+    with pytest.raises(InternalError, match="has another dtype"):
         write_weights(tmp_path / "engine", wrong, produce, source)
-    right = [PlannedWeight("w", stored.dtype, (256,), (REFERENCED,), "as_stored", stored)]
+    more = [PlannedWeight("w", stored.dtype, (256,), (REFERENCED,) * 2, "as_stored", (stored,) * 2)]
+    with pytest.raises(InternalError, match="w has 512 bytes and refers to 1024"):
+        write_weights(tmp_path / "engine", more, produce, source)
+    right = [PlannedWeight("w", stored.dtype, (256,), (REFERENCED,), "as_stored", (stored,))]
     with pytest.raises(InternalError, match="is no file of the checkpoint"):
         write_weights(tmp_path / "engine", right, produce, Checkpoint.open(tiny_bf16))
 

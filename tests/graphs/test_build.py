@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.checkpoint.model_weights import load_float32
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.errors import BackendError, ConfigError, UserError
 from dsv3export.graphs.build import build_engine
@@ -43,15 +46,26 @@ def test_report_tells_size_and_time(tiny_fp8: Path, tmp_path: Path) -> None:
 
 
 def test_unchanged_large_tensors_stay_in_the_checkpoint(tmp_path: Path) -> None:
-    """An F32 checkpoint: what needs no conversion is referenced from 1 MiB on; banks of experts are packed."""
+    """An F32 checkpoint: all that needs no conversion, since some of it is large; gate and up are interleaved."""
     config = tiny_config(vocab_size=6000, hidden_size=64)
     checkpoint = random_checkpoint(tmp_path / "checkpoint", config, seed=1)
     report = build_engine(checkpoint, tmp_path / "engine")
-    referenced = {entry.name for entry in report.manifest.weights if entry.location == "checkpoint"}
-    assert referenced == {"model.embed_tokens.weight", "lm_head.weight"}
+    made = {entry.name for entry in report.manifest.weights if entry.location == "engine"}
+    kv_b = {f"model.layers.{layer}.self_attn.mla_attention.{part}" for layer in (0, 1) for part in ("w_uk", "w_uv")}
+    assert made == {"rotary.inverse_frequencies", "model.layers.1.mlp.experts.gate_up_proj", *kv_b}
+    files = EngineFiles.open(tmp_path / "engine")
+    down = "model.layers.1.mlp.experts.down_proj"
+    assert len(files.entries[down].pieces) == config["n_routed_experts"]
+    assert np.array_equal(files.weight(down), load_float32(down, Checkpoint.open(checkpoint)))
     copied = build_engine(checkpoint, tmp_path / "copied", copy_weights=True)
     assert {entry.location for entry in copied.manifest.weights} == {"engine"}
     assert copied.engine_bytes > report.engine_bytes + 2 * 6000 * 64 * 4
+
+
+def test_an_engine_without_large_references_needs_no_checkpoint(tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", tiny_config(), seed=1)
+    report = build_engine(checkpoint, tmp_path / "engine")
+    assert {entry.location for entry in report.manifest.weights} == {"engine"}
 
 
 def test_a_tied_head_is_one_tensor_of_the_checkpoint(tmp_path: Path) -> None:
@@ -60,7 +74,7 @@ def test_a_tied_head_is_one_tensor_of_the_checkpoint(tmp_path: Path) -> None:
     entries = {entry.name: entry for entry in report.manifest.weights}
     head, embedding = entries["lm_head.weight"], entries["model.embed_tokens.weight"]
     assert head.sources == embedding.sources == ("model.embed_tokens.weight",)
-    assert (head.location, head.file, head.offset) == (embedding.location, embedding.file, embedding.offset)
+    assert (head.location, head.pieces) == (embedding.location, embedding.pieces)
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def dtype_engine(out: Path, checkpoint: Path) -> None:
         }"""
     )
     plan = [
-        PlannedWeight("norm", "BF16", (256,), (reference.name,), "as_stored", reference),
+        PlannedWeight("norm", "BF16", (256,), (reference.name,), "as_stored", (reference,)),
         PlannedWeight("small", "F8_E4M3", (256,), (), "test"),
     ]
     for weight, onnx_type in zip(plan, (onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT8E4M3FN), strict=True):
