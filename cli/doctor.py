@@ -13,7 +13,7 @@ from dsv3export.cli.capabilities import Capability, capabilities
 from dsv3export.cli.command import Command
 from dsv3export.cli.machine import Cpu, Gpu, Memory, read_cpu, read_gpus, read_memory
 from dsv3export.cli.options import json_option, verbose_option
-from dsv3export.cli.packages import PackageState, read_packages, read_providers
+from dsv3export.cli.packages import PackageState, ProviderStates, read_packages, read_providers
 from dsv3export.cli.tables import bytes_text, print_facts, print_json, print_table
 
 
@@ -22,8 +22,7 @@ class Findings:
     """Everything that doctor found out."""
 
     packages: dict[str, PackageState]
-    providers: tuple[str, ...]
-    providers_problem: str
+    providers: ProviderStates
     cpu: Cpu
     memory: Memory
     gpus: tuple[Gpu, ...]
@@ -53,14 +52,13 @@ def command(probe: bool, as_json: bool) -> None:
 def examine(probe: bool) -> Findings:
     """Looks at the machine; with `probe` also tries whether each package imports."""
     packages = read_packages(probe)
-    providers: tuple[str, ...] = ()
-    problem = "onnxruntime is not installed"
+    providers = ProviderStates((), {}, "onnxruntime is not installed")
     if packages["onnxruntime"].versions:
-        providers, problem = read_providers()
-    if problem:
+        providers = read_providers()
+    if providers.failure:
         state = packages["onnxruntime"]
-        packages["onnxruntime"] = PackageState(state.entry, state.versions, state.problem or problem)
-    return Findings(packages, providers, problem, read_cpu(), read_memory(), read_gpus(), capabilities(packages))
+        packages["onnxruntime"] = PackageState(state.entry, state.versions, state.problem or providers.failure)
+    return Findings(packages, providers, read_cpu(), read_memory(), read_gpus(), capabilities(packages))
 
 
 def as_data(findings: Findings) -> dict[str, object]:
@@ -72,7 +70,11 @@ def as_data(findings: Findings) -> dict[str, object]:
             module: {"versions": list(state.versions), "purpose": state.entry.purpose, "problem": state.problem}
             for module, state in findings.packages.items()
         },
-        "onnxruntime_providers": list(findings.providers),
+        "onnxruntime_providers": list(findings.providers.names),
+        "providers": [
+            {"provider": name, "usable": not problem, "why_not": problem}
+            for name, problem in findings.providers.problems.items()
+        ],
         "cpu": asdict(findings.cpu),
         "memory": asdict(findings.memory),
         "gpus": [asdict(gpu) for gpu in findings.gpus],
@@ -92,7 +94,7 @@ def _print(findings: Findings) -> None:
         ("CPU features", " ".join(cpu.features) or "none known"),
         ("memory", f"{bytes_text(memory.total)}, {bytes_text(memory.available)} available{limit}"),
         ("GPUs", "; ".join(gpus) or "none found (nvidia-smi)"),
-        ("ONNX Runtime providers", ", ".join(findings.providers) or f"none: {findings.providers_problem}"),
+        ("ONNX Runtime providers", ", ".join(findings.providers.names) or f"none: {findings.providers.failure}"),
     ]
     print_facts("This machine", machine)
     print_table(
@@ -102,6 +104,11 @@ def _print(findings: Findings) -> None:
             (module, " and ".join(state.versions) or "-", state.entry.purpose, state.problem)
             for module, state in findings.packages.items()
         ],
+    )
+    print_table(
+        "ONNX Runtime providers",
+        ("--provider", "usable", "why not"),
+        [(name, _yes(not problem), problem) for name, problem in findings.providers.problems.items()],
     )
     print_table(
         "What works",

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3export.cli.command import Command
-from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
+from dsv3export.cli.loading import load_engine
+from dsv3export.cli.options import PathName, json_option, provider_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import print_facts, print_json
 
 if TYPE_CHECKING:
     from dsv3export.evaluate import Comparison, Evaluation, LanguageModel
+    from dsv3export.runtime.providers import Choice
     from dsv3export.runtime.tokenizer import Tokenizer
 
 EXAMPLES = (
@@ -43,24 +45,32 @@ EXAMPLES = (
     help="Compare the predictions with those of another engine, or of a checkpoint in float32.",
 )
 @click.option("--threads", type=int, metavar="N", help="CPU threads of an engine [default: the physical cores].")
+@provider_option
 @quiet_option
 @json_option("Print one line of JSON.")
 @verbose_option
 def command(
-    engine: str, text: Path, chunk_tokens: int, against: str | None, threads: int | None, quiet: bool, as_json: bool
+    engine: str,
+    text: Path,
+    chunk_tokens: int,
+    against: str | None,
+    threads: int | None,
+    provider: Choice,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Say how well ENGINE predicts a text: its perplexity.
 
     The text is cut into chunks of N tokens, and each is run alone behind a BOS. With --against also the divergence
     KL(OTHER || ENGINE) of the next-token distributions, in nats, and how often both find the same token the likeliest.
     ENGINE may be a checkpoint too: then the executor of its graph computes it in float32, which needs the packages of
-    `build`.
+    `build`. --provider is for ENGINE; OTHER runs on what it was built for.
     """
     from dsv3export.evaluate import compare, evaluate
     from dsv3export.runtime.text_file import read_text
 
     content = read_text(text)
-    opened = open_model(engine, threads)
+    opened = open_model(engine, threads, provider)
     ids = tokens_of(opened, content)
     facts: dict[str, Any] = {"engine": engine, "text": str(text), "chunk_tokens": chunk_tokens}
     if against is None:
@@ -88,16 +98,14 @@ class OpenModel:
     tokenizer: Tokenizer | None
 
 
-def open_model(path: str, threads: int | None) -> OpenModel:
+def open_model(path: str, threads: int | None, provider: Choice = "auto") -> OpenModel:
     """Loads an engine, or makes the executor of a checkpoint. Raises UserError."""
     from dsv3export.cli.subject import find_subject
     from dsv3export.errors import RequestError
 
     subject = find_subject(path)
     if subject.manifest is not None:
-        from dsv3export.runtime.engine import Engine
-
-        loaded = Engine.load(path, threads)
+        loaded = load_engine(path, threads, provider)
         return OpenModel(path, loaded, loaded.tokenizer)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")

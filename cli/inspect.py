@@ -117,6 +117,7 @@ def _show_engine(engine: dict[str, Any]) -> None:
             ("built by", engine["producer"]),
             ("recipe", engine["recipe"]["precision"]),
             ("backend", f"{backend['name']} {backend['built_with']}, opset {backend['opset']}"),
+            ("providers", _providers(backend)),
             ("checkpoint", engine["checkpoint"]),
             ("state", state),
         ],
@@ -128,6 +129,13 @@ def _show_engine(engine: dict[str, Any]) -> None:
     ]
     columns = ("graph", "file", "nodes", "nodes in functions", "size")
     print_table("Graphs", columns, rows, right=columns[2:])
+
+
+def _providers(backend: dict[str, Any]) -> str:
+    """E.g. `built for cuda, integer and fp8 weights in bf16; runs on cpu too`."""
+    built_for, *others = backend["providers"]
+    compute = "" if backend["compute"] == "fp32" else f", integer and fp8 weights in {backend['compute']}"
+    return f"built for {built_for}{compute}" + "".join(f"; runs on {other} too" for other in others)
 
 
 def _ranges(numbers: list[int]) -> str:

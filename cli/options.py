@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from dsv3export.cli.capabilities import PROVIDERS
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -44,6 +46,17 @@ def json_option(help_text: str) -> Callable[[Function], Function]:
 def quiet_option(function: Function) -> Function:
     """`--quiet`, passed to the command as `quiet`."""
     return click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")(function)
+
+
+def provider_option(function: Function) -> Function:
+    """`--provider` of the commands that load an engine."""
+    return click.option(
+        "--provider",
+        type=click.Choice(("auto", *PROVIDERS)),
+        default="auto",
+        show_default=True,
+        help="Where ONNX Runtime computes. auto: what the engine was built for, or the CPU where it can and must.",
+    )(function)
 
 
 class PathName(click.Path):

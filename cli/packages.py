@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 PROBE_SECONDS = 120
 
-PROVIDERS_PROGRAM = "import onnxruntime; print(','.join(onnxruntime.get_available_providers()))"
+PROVIDERS_PROGRAM = """
+import json, onnxruntime
+from dsv3export.runtime.onnxruntime_device import problems
+print(json.dumps([onnxruntime.get_available_providers(), problems()]))
+"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,21 @@ class PackageState:
         return bool(self.versions) and not self.problem
 
 
+@dataclass(frozen=True)
+class ProviderStates:
+    """ONNX Runtime's execution providers.
+
+    Attributes:
+        names: Those that the installed build has.
+        problems: For each that engines can be built for, why it cannot be used here; empty where it can.
+        failure: Why nothing of this could be found out; empty where it could.
+    """
+
+    names: tuple[str, ...]
+    problems: Mapping[str, str]
+    failure: str = ""
+
+
 def read_packages(probe: bool) -> dict[str, PackageState]:
     """Module name -> state, by the installed metadata; with `probe` each one is imported in a process of its own."""
     states = {}
@@ -61,12 +82,13 @@ def read_packages(probe: bool) -> dict[str, PackageState]:
     return states
 
 
-def read_providers() -> tuple[tuple[str, ...], str]:
-    """ONNX Runtime's execution providers, and why there are none (empty where there are some)."""
+def read_providers() -> ProviderStates:
+    """Looks into the installed ONNX Runtime and tries each provider."""
     done = _python(PROVIDERS_PROGRAM)
     if isinstance(done, str):
-        return (), done
-    return tuple(done.stdout.strip().split(",")), ""
+        return ProviderStates((), {}, done)
+    names, problems = json.loads(done.stdout)
+    return ProviderStates(tuple(names), problems)
 
 
 def _version(distribution: str) -> str | None:

@@ -6,21 +6,26 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dsv3export.cli.command import Command
-from dsv3export.cli.options import PathName, json_option, verbose_option
+from dsv3export.cli.loading import load_engine
+from dsv3export.cli.options import PathName, json_option, provider_option, verbose_option
 from dsv3export.cli.prompt import read_prompt
 from dsv3export.cli.tables import bytes_text, print_json
 from dsv3export.cli.transcript import Stats, Transcript
+
+if TYPE_CHECKING:
+    from dsv3export.runtime.providers import Choice
 
 EXAMPLES = (
     'dsv3export run tiny.engine --prompt "And it came to pass"',
     "dsv3export run tiny.engine --prompt - --json < prompt.txt",
     'dsv3export run tiny.engine --prompt "In the beginning" --temperature 0.7 --top-p 0.95 --seed 1',
     "dsv3export run tiny.engine --prompt-ids 0,12,7 --max-new-tokens 16 --stats",
+    'dsv3export run cuda.engine --prompt "And it came to pass" --provider cuda',
 )
 
 
@@ -43,6 +48,7 @@ EXAMPLES = (
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
+@provider_option
 @click.option("--stats", is_flag=True, help="Say times and rates on stderr at the end.")
 @json_option("Print one line of JSON when all is done, instead of streaming.")
 @verbose_option
@@ -51,6 +57,7 @@ def command(
     prompt: str | None,
     prompt_ids: str | None,
     threads: int | None,
+    provider: Choice,
     stats: bool,
     as_json: bool,
     **how: Any,
@@ -59,14 +66,13 @@ def command(
 
     The text goes to stdout as it comes, in UTF-8, with a line break at the end.
     """
-    from dsv3export.runtime.engine import Engine
     from dsv3export.runtime.sampling import SamplingParams
 
     tokens: str | list[int] = read_prompt(prompt, prompt_ids)
     # Checked by the engine too, but a mistake here should not cost the time that loading takes.
     SamplingParams(how["temperature"], how["top_k"], how["top_p"], how["min_p"], how["seed"])
     started = time.perf_counter()
-    loaded = Engine.load(engine, threads=threads)
+    loaded = load_engine(engine, threads, provider)
     load_seconds = time.perf_counter() - started
     if isinstance(tokens, str) and loaded.tokenizer is not None:
         tokens = loaded.tokenizer.encode(tokens)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from dsv3export.engine.typed_json import JsonValue, read_json
 from dsv3export.errors import EngineError
@@ -23,15 +23,30 @@ _KEYS = (
 )  # fmt: skip
 
 Location = Literal["engine", "checkpoint"]
+# Where ONNX Runtime computes: its execution providers.
+Provider = Literal["cpu", "cuda", "migraphx", "cann"]
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
+Compute = Literal["fp32", "bf16", "f16"]
+COMPUTE: tuple[Compute, ...] = get_args(Compute)
 
 
 @dataclass(frozen=True)
 class BackendRecord:
-    """What the graph was made for. `built_with` is the backend's version, `opset` that of the ai.onnx domain."""
+    """What the graph was made for.
+
+    Attributes:
+        name: The backend.
+        built_with: Its version.
+        opset: The version of the ai.onnx domain.
+        providers: The providers that have kernels for the whole graph; it was built for the first.
+        compute: What products with integer or fp8 weights are computed in. Other weights say so by their own type.
+    """
 
     name: str
     built_with: str
     opset: int
+    providers: tuple[Provider, ...] = ("cpu",)
+    compute: Compute = "fp32"
 
 
 @dataclass(frozen=True)
@@ -172,15 +187,12 @@ class Manifest:
         """Raises EngineError. Checks types and ranges; the files themselves are checked by the reader."""
         _check_version(document)
         fields = document.fields(*_KEYS)
-        backend = fields["backend"].fields("name", "built_with", "opset")
         fields["model"].mapping()
         return cls(
             producer=fields["producer"].text(),
             model=cast("dict[str, Any]", fields["model"].value),
             recipe=_recipe(fields["recipe"]),
-            backend=BackendRecord(
-                backend["name"].text(), backend["built_with"].text(), backend["opset"].integer(minimum=1)
-            ),
+            backend=_backend(fields["backend"]),
             graphs={name: _graph(graph) for name, graph in fields["graphs"].mapping().items()},
             checkpoint=_checkpoint(fields["checkpoint"]),
             weights=tuple(_weight(entry) for entry in fields["weights"].array()),
@@ -190,6 +202,20 @@ class Manifest:
 
 def _records(table: Mapping[str, GraphRecord] | Mapping[str, FileRecord] | Mapping[str, ShardRecord]) -> dict[str, Any]:
     return {name: asdict(record) for name, record in table.items()}
+
+
+def _backend(document: JsonValue) -> BackendRecord:
+    fields = document.fields(*BackendRecord.__dataclass_fields__)
+    providers = tuple(cast("Provider", provider.choice(*PROVIDERS)) for provider in fields["providers"].array())
+    if not providers:
+        fields["providers"].fail(f"one or more of {', '.join(PROVIDERS)}")
+    return BackendRecord(
+        name=fields["name"].text(),
+        built_with=fields["built_with"].text(),
+        opset=fields["opset"].integer(minimum=1),
+        providers=providers,
+        compute=cast("Compute", fields["compute"].choice(*COMPUTE)),
+    )
 
 
 def _recipe(document: JsonValue) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from os import PathLike
@@ -23,6 +24,7 @@ from dsv3export.runtime.generation import (
     prompt_logits,
     run_requests,
 )
+from dsv3export.runtime.providers import Choice, check_choice, open_provider
 from dsv3export.runtime.requests import Limits, stop_strings
 from dsv3export.runtime.sampling import Sampler, SamplingParams
 from dsv3export.runtime.session import Logits, Session
@@ -74,6 +76,7 @@ class Engine:
         path: str | PathLike[str],
         threads: int | None = None,
         *,
+        provider: Choice = "auto",
         verify: Literal["auto", "full"] = "auto",
         max_batch: int = 16,
         capacity: int | None = None,
@@ -84,15 +87,19 @@ class Engine:
         Args:
             path: The directory that `dsv3export build` wrote.
             threads: Compute threads; None takes the physical cores that this process may use.
+            provider: ONNX Runtime's execution provider: one that the engine was built for, or "auto" for the first of
+                them that this machine has. Where that is not the preferred one, a `UserWarning` says so.
             verify: "full" hashes every weights file, "auto" only those whose modification time has changed.
 
         Raises:
             EngineError: The engine is missing, damaged, altered or of another format version.
-            BackendError: Its backend is not installed or refuses it.
+            BackendError: Its backend is not installed or refuses it, or the provider cannot be had.
+            RequestError: There is no provider of that name.
         """
         _require_positive(threads=threads)
+        check_choice(provider)
         files = EngineFiles.open(Path(path), verify)
-        session = _open_session(files, threads)
+        session = _open_session(files, threads, provider)
         return cls(files, session, max_batch, capacity, prefill_chunk)
 
     @property
@@ -226,15 +233,19 @@ def _joined(request: Request, pieces: list[Piece]) -> GenerationResult:
     return GenerationResult(token_ids, "".join(piece.text for piece in pieces), reason, request.prompt)
 
 
-def _open_session(files: EngineFiles, threads: int | None) -> Session:
-    """Raises BackendError for a backend that this runtime cannot run."""
-    name = files.manifest.backend.name
-    if name != "onnxruntime":
-        raise BackendError(f"engine {files.path}: backend", expected="onnxruntime", got=repr(name))
+def _open_session(files: EngineFiles, threads: int | None, provider: Choice) -> Session:
+    """Raises BackendError for a backend or a provider that this runtime cannot run."""
+    record = files.manifest.backend
+    if record.name != "onnxruntime":
+        raise BackendError(f"engine {files.path}: backend", expected="onnxruntime", got=repr(record.name))
     # imported here so that a missing backend package is reported only when it is needed
+    from dsv3export.runtime.onnxruntime_device import Device
     from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 
-    return OnnxRuntimeSession(files, threads)
+    device, given_up = open_provider(record, f"engine {files.path}", provider, Device)
+    if given_up:
+        warnings.warn(given_up, UserWarning, stacklevel=3)
+    return OnnxRuntimeSession(files, threads, device)
 
 
 def _require_positive(**values: int | None) -> None:

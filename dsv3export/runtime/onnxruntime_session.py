@@ -1,4 +1,4 @@
-"""Runs an engine's graph with ONNX Runtime. The only module that imports it."""
+"""Runs an engine's graph with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from dsv3export.dtypes import NUMPY
 from dsv3export.engine.typed_json import REBUILD
 from dsv3export.errors import BackendError, EngineError, InternalError
 from dsv3export.runtime.onnx_initializers import MalformedGraphError, external_initializers
+from dsv3export.runtime.onnxruntime_device import Device
+from dsv3export.runtime.onnxruntime_module import ort
 from dsv3export.runtime.threads import default_threads
 
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise BackendError(
-        "onnxruntime", expected="the package", got=str(error), fix="Install it: pip install 'dsv3export[cpu]'."
-    ) from error
-
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from dsv3export.engine.manifest import WeightEntry
     from dsv3export.engine.reader import EngineFiles
     from dsv3export.runtime.latent_cache import LatentCache
@@ -30,43 +28,52 @@ _ONNX_TYPES = {
     "F32": 1, "U8": 2, "I8": 3, "I16": 5, "I32": 6, "I64": 7, "BOOL": 9, "F16": 10, "F64": 11, "BF16": 16,
     "F8_E4M3": 17,
 }  # fmt: skip
+_NAMES = {dtype: name for name, dtype in NUMPY.items()}
 _NOT_IN_NUMPY = ("BF16", "F8_E4M3")
 _SMALL = 1 << 20
 _FATAL_ONLY = 4  # errors come as exceptions, printing them too would say them twice
 
 
 class OnnxRuntimeSession:
-    """A `Session` on the CPU.
+    """A `Session` on the CPU, or on another provider's device.
 
-    Weights are bound as they lie in their mapped files; only small ones are copied. Each step binds the cache's memory
-    to the cache's input and output, so that TensorScatter writes in place.
+    On the CPU weights are bound as they lie in their mapped files; only small ones are copied. Each step binds the
+    cache's memory to the cache's input and output, so that TensorScatter writes in place. On another device the cache
+    has memory of its own, one buffer a layer, and a step moves nothing but token ids and logits.
 
     Args:
         files: The engine; `files` must have passed its checks.
         threads: Compute threads; None takes the physical cores.
+        device: Where to compute; None takes the CPU.
 
     Raises:
         BackendError: ONNX Runtime refuses the graph.
         EngineError: The graph's inputs or outputs are not those of an engine.
     """
 
-    def __init__(self, files: EngineFiles, threads: int | None = None) -> None:
+    def __init__(self, files: EngineFiles, threads: int | None = None, device: Device | None = None) -> None:
         graph = files.graph("trunk")
-        options = _options(threads or default_threads())
+        self._device = device or Device("cpu")
+        options = _options(threads or default_threads(), self._device)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.path))
         # ONNX Runtime does not own the weights' memory: the values live as long as the session
-        self._weights = _bind_weights(files, graph, options)
+        self._weights = _bind_weights(files, graph, options, self._device)
         try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            # without its fallback, which would print to stdout and go on with the CPU
+            self._session = ort.InferenceSession(
+                graph, options, providers=self._device.session_providers, enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise BackendError(
                 f"engine {files.path}: ONNX Runtime {ort.__version__} refuses the graph", got=_tail(error)
             ) from error
+        self._device.check_placement(self._session, f"engine {files.path}")
         # packed weights were copied; the pages of those that were not come back on first use
         files.release_pages()
         self._path = files.path
         self._read_signature()
         self._bindings: WeakKeyDictionary[LatentCache, dict[range, ort.IOBinding]] = WeakKeyDictionary()
+        self._device_caches: WeakKeyDictionary[LatentCache, list[ort.OrtValue]] = WeakKeyDictionary()
 
     def _read_signature(self) -> None:
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
@@ -109,14 +116,34 @@ class OnnxRuntimeSession:
         if slots not in bindings:
             binding = self._session.io_binding()
             for layer, name in enumerate(self._cache_names):
-                value = ort.OrtValue.ortvalue_from_numpy(cache.view(layer, slots))
-                binding.bind_ortvalue_input(name, value)
-                binding.bind_ortvalue_output(f"{name}.updated", value)
+                if self._device.on_host:
+                    value = ort.OrtValue.ortvalue_from_numpy(cache.view(layer, slots))
+                    binding.bind_ortvalue_input(name, value)
+                    binding.bind_ortvalue_output(f"{name}.updated", value)
+                else:
+                    place = self._place_on_device(cache, layer, slots)
+                    binding.bind_input(name, *place)
+                    binding.bind_output(f"{name}.updated", *place)
             bindings[slots] = binding
         return bindings[slots]
 
+    def _place_on_device(self, cache: LatentCache, layer: int, slots: range) -> tuple[str, int, int, list[int], int]:
+        """Where a layer's rows of `slots` lie on the device: its type and number, element type, shape, address.
 
-def _options(threads: int) -> ort.SessionOptions:
+        The numpy arrays of `cache` only say how large it is: their pages are never touched.
+        """
+        view = cache.view(layer, slots)
+        onnx_type = _ONNX_TYPES[_NAMES[view.dtype]]
+        if cache not in self._device_caches:
+            # zeros: a masked row counts 0 times, which is NaN for a NaN that lies in fresh memory
+            whole = [cache.view(each, range(cache.slots)) for each in range(cache.layers)]
+            self._device_caches[cache] = [self._device.copy(_bits(array), onnx_type) for array in whole]
+        base = self._device_caches[cache][layer].data_ptr()
+        address = base + slots.start * view.strides[0]
+        return self._device.entry.memory, 0, onnx_type, list(view.shape), address
+
+
+def _options(threads: int, device: Device) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -124,34 +151,45 @@ def _options(threads: int) -> ort.SessionOptions:
     # threads that spin between steps take the cores from others and gain little
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if not device.on_host:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 
 
-def _bind_weights(files: EngineFiles, graph: bytes, options: ort.SessionOptions) -> list[ort.OrtValue]:
-    """Offers every weight to the session that `options` will make; returns what has to stay alive with it.
+def _bind_weights(files: EngineFiles, graph: bytes, options: ort.SessionOptions, device: Device) -> list[ort.OrtValue]:
+    """Offers the weights to the session that `options` will make; returns what has to stay alive with it.
 
     Large weights go by `add_initializer`, which copies nothing; but constant folding does not see them and reads the
     file that the graph names (right for the engine's own weights; for those of the checkpoint the load fails, as
     BY_REFERENCE is shorter than any large weight). Small ones go by `add_external_initializers`, which copies and
     which every optimizer sees.
+
+    On another device nothing of the above spares a copy. ONNX Runtime reads the engine's own weights from their files
+    by itself, and is offered those of the checkpoint only.
     """
-    kept, small_names, small_values = [], [], []
+    kept, copied_names, copied_values = [], [], []
     for entry in _wanted_entries(files, graph):
+        if not device.on_host and entry.location == "engine":
+            continue
         # what a checkpoint stores unaligned has to be copied
         array = np.require(files.weight(entry.name), requirements=["A"])
         if entry.dtype in _NOT_IN_NUMPY:
-            raw = array.view(f"u{array.dtype.itemsize}")
-            value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, _ONNX_TYPES[entry.dtype])
+            value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_bits(array), _ONNX_TYPES[entry.dtype])
         else:
             value = ort.OrtValue.ortvalue_from_numpy(array)
         kept.append(value)
-        if entry.nbytes > _SMALL:
+        if entry.nbytes > _SMALL and device.on_host:
             options.add_initializer(entry.name, value)
         else:
-            small_names.append(entry.name)
-            small_values.append(value)
-    options.add_external_initializers(small_names, small_values)
+            copied_names.append(entry.name)
+            copied_values.append(value)
+    options.add_external_initializers(copied_names, copied_values)
     return kept
+
+
+def _bits(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """An array of a type that ONNX Runtime does not take from numpy, as unsigned integers."""
+    return array.view(f"u{array.dtype.itemsize}") if _NAMES[array.dtype] in _NOT_IN_NUMPY else array
 
 
 def _wanted_entries(files: EngineFiles, graph: bytes) -> list[WeightEntry]:

@@ -57,6 +57,9 @@ BAD_REQUESTS = (
     _sampled("--seed", "-1", "seed"),
     _sampled("--threads", "0", "threads"),
     _sampled("--stop", "", "stop"),
+    # providers that the engine was not built for, and none at all
+    _run("--prompt", "x", "--provider", "cuda", says=("provider", "expected cpu, got cuda", "--provider cuda")),
+    _run("--prompt", "x", "--provider", "tpu", says=("--provider", "tpu", "migraphx")),
     # paths that are something else
     BadRequest(("run", "TARGET", "--prompt", "x"), ("TARGET", "nothing there")),
     BadRequest(("run", "CHECKPOINT", "--prompt", "x"), ("CHECKPOINT", "a checkpoint", "dsv3export build")),

@@ -11,7 +11,14 @@ import pytest
 from dsv3export.cli import packages
 from dsv3export.cli.capabilities import BACKENDS, PRECISIONS, capabilities
 from dsv3export.cli.machine import Gpu, Memory, read_cpu, read_gpus, read_memory
-from dsv3export.cli.packages import PACKAGES, PackageEntry, PackageState, read_packages, read_providers
+from dsv3export.cli.packages import (
+    PACKAGES,
+    PackageEntry,
+    PackageState,
+    ProviderStates,
+    read_packages,
+    read_providers,
+)
 from tests.support.command_line import run_here, run_process
 
 X86 = """processor\t: 0
@@ -41,6 +48,8 @@ def test_json_of_this_machine() -> None:
     facts = json.loads(outcome.out)
     assert facts["python"]["executable"] == sys.executable
     assert "CPUExecutionProvider" in facts["onnxruntime_providers"]
+    assert [row["provider"] for row in facts["providers"]] == ["cpu", "cuda", "migraphx", "cann"]
+    assert facts["providers"][0] == {"provider": "cpu", "usable": True, "why_not": ""}
     assert facts["packages"]["torch"]["versions"] != []
     assert facts["cpu"]["usable_cores"] >= 1
     assert facts["memory"]["total"] > 1 << 28
@@ -86,9 +95,13 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_providers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "CPUExecutionProvider" in read_providers()[0]
+    states = read_providers()
+    assert "CPUExecutionProvider" in states.names
+    assert (states.problems["cpu"], states.failure) == ("", "")
+    # What is missing, and what to install: also with the GPU build, where there is no GPU.
+    assert "Install" in states.problems["migraphx"] and "\n" not in states.problems["migraphx"]
     monkeypatch.setattr(packages, "PROVIDERS_PROGRAM", "raise ImportError('libcudart.so.13')")
-    assert read_providers() == ((), "ImportError: libcudart.so.13")
+    assert read_providers() == ProviderStates((), {}, "ImportError: libcudart.so.13")
 
 
 def test_conclusions() -> None:
