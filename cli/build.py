@@ -22,6 +22,7 @@ EXAMPLES = (
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --copy-weights",
     "dsv3export build examples/tiny-dsv3 -o tiny.engine --force --json",
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int4 --calibration novel.txt",
+    "dsv3export build path/to/DeepSeek-V3 -o slice.engine --precision int4 --layers 3:5",
 )
 
 
@@ -39,6 +40,11 @@ EXAMPLES = (
     metavar="FILE",
     help="Fit int8 and int4 weights to what the model computes on this text (UTF-8).",
 )
+@click.option(
+    "--layers",
+    metavar="START:STOP",
+    help="Only these decoder layers, a slice as in Python: to measure memory and speed at true shapes, not to write.",
+)
 @click.option("--copy-weights", is_flag=True, help="Copy all weights, so that the engine needs no checkpoint.")
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @quiet_option
@@ -51,6 +57,7 @@ def command(
     precision: str,
     recipe: Path | None,
     calibration: Path | None,
+    layers: str | None,
     copy_weights: bool,
     force: bool,
     quiet: bool,
@@ -75,6 +82,7 @@ def command(
             copy_weights=copy_weights,
             progress=progress,
             calibration=calibration,
+            layers=layers,
         )
     facts = summary(output, report)
     if as_json:
@@ -92,6 +100,7 @@ def summary(output: Path, report: BuildReport) -> dict[str, Any]:
         "engine": str(output),
         "backend": report.manifest.backend.name,
         "recipe": report.manifest.recipe.to_json(),
+        "layers": report.manifest.layers,
         "engine_bytes": report.engine_bytes,
         "weights": {
             "stored": {"tensors": len(stored), "bytes": sum(stored)},

@@ -78,6 +78,7 @@ def command(
             facts |= score(evaluate(opened.model, ids, chunk_tokens, progress), content)
     else:
         other = open_model(against, threads)
+        require_same_layers(other, opened)
         require_same_tokens(other, opened, ids, content)
         with progress_on_stderr(quiet) as progress:
             comparison = compare(opened.model, other.model, ids, chunk_tokens, progress)
@@ -96,6 +97,7 @@ class OpenModel:
     path: str
     model: LanguageModel
     tokenizer: Tokenizer | None
+    layers: tuple[int, ...] | None = None  # of an engine of a part of the model
 
 
 def open_model(path: str, threads: int | None, provider: Choice = "auto") -> OpenModel:
@@ -106,7 +108,7 @@ def open_model(path: str, threads: int | None, provider: Choice = "auto") -> Ope
     subject = find_subject(path)
     if subject.manifest is not None:
         loaded = load_engine(path, threads, provider)
-        return OpenModel(path, loaded, loaded.tokenizer)
+        return OpenModel(path, loaded, loaded.tokenizer, subject.manifest.layers)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")
     # torch comes with this import.
@@ -130,6 +132,15 @@ def tokens_of(opened: OpenModel, text: str) -> list[int]:
             fix="Put tokenizer.json into the checkpoint, and rebuild an engine.",
         )
     return opened.tokenizer.encode(text, add_special_tokens=False)
+
+
+def require_same_layers(other: OpenModel, opened: OpenModel) -> None:
+    """Raises RequestError unless both are whole models, or the same part of one."""
+    from dsv3export.errors import RequestError
+
+    parts = ["all" if one.layers is None else " ".join(map(str, one.layers)) for one in (opened, other)]
+    if parts[0] != parts[1]:
+        raise RequestError(f"{opened.path} and {other.path}: layers", expected=parts[0], got=parts[1])
 
 
 def require_same_tokens(other: OpenModel, opened: OpenModel, ids: list[int], text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -116,6 +117,7 @@ def _show_engine(engine: dict[str, Any]) -> None:
         [
             ("built by", engine["producer"]),
             ("recipe", engine["recipe"]["precision"]),
+            *([("layers", _part(engine["layers"]))] if engine["layers"] is not None else []),
             ("backend", f"{backend['name']} {backend['built_with']}, opset {backend['opset']}"),
             ("providers", _providers(backend)),
             ("checkpoint", engine["checkpoint"]),
@@ -138,7 +140,11 @@ def _providers(backend: dict[str, Any]) -> str:
     return f"built for {built_for}{compute}" + "".join(f"; runs on {other} too" for other in others)
 
 
-def _ranges(numbers: list[int]) -> str:
+def _part(layers: Sequence[int]) -> str:
+    return f"only {_ranges(layers)}: a slice for measuring at true shapes, not a model that writes sense"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
     """[0, 1, 2, 5] -> '0-2, 5'."""
     parts: list[list[int]] = []
     for number in numbers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -38,13 +38,14 @@ def describe(subject: Subject, files: EngineFiles | None = None, problem: str | 
         files: The engine, opened; None where it cannot be used, and for other kinds.
         problem: Why the engine cannot be used.
     """
+    part = None if subject.manifest is None else subject.manifest.layers
     facts: dict[str, Any] = {
         "kind": subject.kind,
         "path": subject.path,
         "config": {key: value for key, value in asdict(subject.config).items() if key != "raw"},
-        "layers": layers_by_kind(subject.config),
-        "parameters": asdict(count_parameters(subject.config)),
-        "cache": cache(subject.config),
+        "layers": layers_by_kind(subject.config, part),
+        "parameters": asdict(count_parameters(subject.config, part)),
+        "cache": cache(subject.config, part),
     }
     if subject.checkpoint is not None:
         facts["weights"] = checkpoint_weights(subject.checkpoint)
@@ -54,18 +55,18 @@ def describe(subject: Subject, files: EngineFiles | None = None, problem: str | 
     return facts
 
 
-def layers_by_kind(config: ModelConfig) -> dict[str, list[int]]:
-    """Layer kind -> layer numbers; `mtp_layer` are those after the trunk."""
+def layers_by_kind(config: ModelConfig, part: Sequence[int] | None = None) -> dict[str, list[int]]:
+    """Layer kind -> layer numbers; `mtp_layer` are those after the trunk. Of a `part` of the layers, only those."""
     kinds: dict[str, list[int]] = {"dense_layer": [], "moe_layer": []}
-    for layer in range(config.num_hidden_layers):
+    for layer in range(config.num_hidden_layers) if part is None else part:
         kinds[config.layer_kind(layer)].append(layer)
-    kinds["mtp_layer"] = list(config.mtp_layer_ids)
+    kinds["mtp_layer"] = list(config.mtp_layer_ids) if part is None else []
     return {kind: layers for kind, layers in kinds.items() if layers}
 
 
-def cache(config: ModelConfig) -> dict[str, Any]:
-    """Size of the latent cache of the trunk, per token of one sequence."""
-    elements = config.num_hidden_layers * config.latent_width
+def cache(config: ModelConfig, part: Sequence[int] | None = None) -> dict[str, Any]:
+    """Size of the latent cache of the trunk, or of a `part` of its layers, per token of one sequence."""
+    elements = (config.num_hidden_layers if part is None else len(part)) * config.latent_width
     return {
         "elements_per_token": elements,
         "bytes_per_token": {name: elements * size for name, size in CACHE_FORMATS.items()},
@@ -100,6 +101,7 @@ def engine(files: EngineFiles | None, manifest: Manifest, problem: str | None) -
     return {
         "producer": manifest.producer,
         "recipe": manifest.recipe.to_json(),
+        "layers": manifest.layers,
         "backend": asdict(manifest.backend),
         "graphs": {
             name: {"file": graph.file, "bytes": graph.size, **_nodes(files, name)}

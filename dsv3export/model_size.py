@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from dsv3export.checkpoint.expected import expected_tensors
+from dsv3export.checkpoint.expected import expected_tensors, layer_of
 from dsv3export.config import ModelConfig
 
 
@@ -31,13 +32,19 @@ class ParameterCount:
     by_component: dict[str, int]
 
 
-def count_parameters(config: ModelConfig) -> ParameterCount:
-    """Counts without reading or allocating any weight."""
+def count_parameters(config: ModelConfig, layers: Collection[int] | None = None) -> ParameterCount:
+    """Counts without reading or allocating any weight.
+
+    Args:
+        layers: Count only these decoder layers, and none of the MTP modules.
+    """
     parts = dict.fromkeys(_COMPONENTS, 0)
     mtp = 0
-    mtp_prefixes = tuple(f"model.layers.{layer}." for layer in config.mtp_layer_ids)
     for name, shape in expected_tensors(config).items():
-        if not (mtp_prefixes and name.startswith(mtp_prefixes)):
+        layer = layer_of(name)
+        if layer is not None and layers is not None and layer not in layers:
+            continue
+        if layer not in config.mtp_layer_ids:
             parts[_component(name)] += math.prod(shape)
         elif not name.endswith((".embed_tokens.weight", ".shared_head.head.weight")):
             mtp += math.prod(shape)

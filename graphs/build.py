@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dsv3export import __version__
 from dsv3export.checkpoint import Checkpoint
+from dsv3export.config.layer_slice import sliced_layers
 from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, GraphRecord, Manifest, WeightEntry
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
@@ -51,6 +52,7 @@ def build_engine(
     copy_weights: bool = False,
     progress: Progress | None = None,
     calibration: str | Path | None = None,
+    layers: str | None = None,
 ) -> BuildReport:
     """Build an engine directory from a checkpoint directory.
 
@@ -69,6 +71,8 @@ def build_engine(
         force: Replace an engine that exists at `out`.
         calibration: A text file. Integer components are then fitted to what they compute on it (method gptq), unless
             the recipe names another method.
+        layers: Build a part of the model, for measuring memory and speed at true shapes: embedding, the decoder layers
+            of this slice (``"3:5"`` for layers 3 and 4), head. What such an engine writes makes no sense.
 
     Raises:
         UserError: Bad input, a combination that cannot be built, a full disk; `out` is then as it was before.
@@ -80,10 +84,11 @@ def build_engine(
     check_calibration(chosen, calibrated)
     checkpoint = Checkpoint.open(Path(checkpoint_path))
     chosen.check_layers(checkpoint.config.num_hidden_layers)
+    parts = None if layers is None else sliced_layers(layers, checkpoint.config.num_hidden_layers)
     fitted = None
     if calibration is not None:
         fitted = Calibration(checkpoint, calibration_sequences(Path(calibration), checkpoint))
-    traced = graph_for(checkpoint.config)
+    traced = graph_for(checkpoint.config, layers=parts)
     verify(traced)
     quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
     verify(quantised.model)
@@ -93,7 +98,7 @@ def build_engine(
         entries = _write_weights(writer, lowered, plan, Packer(checkpoint, fitted), progress or NoProgress())
         graph = writer.write_file("graph/trunk.onnx", serialize(lowered.model, _locations(entries)))
         writer.copy_tokenizer(checkpoint.path)
-        manifest = writer.finish(_manifest(checkpoint, chosen, backend, graph, entries))
+        manifest = writer.finish(_manifest(checkpoint, chosen, backend, graph, entries, parts))
     size = graph.size + sum(record.size for record in manifest.files.values())
     return BuildReport(manifest, size, time.monotonic() - started)
 
@@ -109,7 +114,12 @@ def _write_weights(
 
 
 def _manifest(
-    checkpoint: Checkpoint, recipe: Recipe, backend: str, graph: GraphRecord, entries: Sequence[WeightEntry]
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    backend: str,
+    graph: GraphRecord,
+    entries: Sequence[WeightEntry],
+    layers: tuple[int, ...] | None,
 ) -> Manifest:
     return Manifest(
         producer=f"dsv3export {__version__}",
@@ -119,6 +129,7 @@ def _manifest(
         graphs={"trunk": graph},
         checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
         weights=tuple(entries),
+        layers=layers,
     )
 
 

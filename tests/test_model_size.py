@@ -36,6 +36,15 @@ def test_the_count_is_that_of_the_stored_tensors(tiny_bf16: Path) -> None:
     assert count.total + count.mtp == stored
 
 
+def test_a_part_of_the_layers() -> None:
+    config = preset("deepseek_v3")
+    whole, part = count_parameters(config), count_parameters(config, (3, 4))
+    assert part.by_component["routed_experts"] == 2 * 256 * 3 * 7168 * 2048
+    assert part.by_component["dense_mlp"] == part.mtp == 0
+    assert part.by_component["head"] == whole.by_component["head"]
+    assert part.by_component["attention"] * 61 == whole.by_component["attention"] * 2
+
+
 def test_a_tied_head_counts_once_and_is_active() -> None:
     free = count_parameters(ModelConfig.from_dict(tiny_config()))
     tied = count_parameters(ModelConfig.from_dict(tiny_config(tie_word_embeddings=True)))

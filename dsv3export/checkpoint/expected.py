@@ -55,6 +55,12 @@ def mtp_tensors(config: ModelConfig, layer: int) -> dict[str, Shape]:
     }
 
 
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor belongs to, an MTP module's number included; None outside of layers."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[1] == "layers" else None
+
+
 def may_be_fp8(name: str, shape: Shape) -> bool:
     """Whether the tensor is the weight of a linear layer, which may be stored in FP8 with block scales.
 

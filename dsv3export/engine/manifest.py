@@ -16,10 +16,10 @@ from dsv3export.recipe import Recipe, RecipeError
 FORMAT = "dsv3export-engine"
 VERSION = 2
 MANIFEST_NAME = "engine.json"
-_MAX_BYTES = 512 << 20  # the 671B shape with every expert in the checkpoint has 4 MB
+_MAX_BYTES = 512 << 20  # the 671B shape with every expert in the checkpoint has 3 MB
 _MAX_RANK = 8
 _KEYS = (
-    "format", "version", "producer", "model", "recipe", "backend", "graphs", "checkpoint", "weights", "files",
+    "format", "version", "producer", "model", "layers", "recipe", "backend", "graphs", "checkpoint", "weights", "files",
 )  # fmt: skip
 
 Location = Literal["engine", "checkpoint"]
@@ -138,7 +138,11 @@ class WeightEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of engine.json. `files` is filled in by the writer."""
+    """The content of engine.json.
+
+    `files` is filled in by the writer. `layers` are the decoder layers of an engine of a part of the model, in order;
+    None for a whole one.
+    """
 
     producer: str
     model: dict[str, Any]
@@ -148,6 +152,7 @@ class Manifest:
     checkpoint: CheckpointRecord
     weights: tuple[WeightEntry, ...]
     files: dict[str, FileRecord] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
 
     def weight_files(self, location: Location) -> set[str]:
         """The files, of the engine or of the checkpoint, that weights lie in."""
@@ -160,6 +165,7 @@ class Manifest:
             "version": VERSION,
             "producer": self.producer,
             "model": self.model,
+            "layers": self.layers,
             "recipe": self.recipe.to_json(),
             "backend": asdict(self.backend),
             "graphs": _records(self.graphs),
@@ -197,6 +203,7 @@ class Manifest:
             checkpoint=_checkpoint(fields["checkpoint"]),
             weights=tuple(_weight(entry) for entry in fields["weights"].array()),
             files={name: _file(record) for name, record in fields["files"].mapping().items()},
+            layers=None if fields["layers"].value is None else _layers(fields["layers"]),
         )
 
 
@@ -223,6 +230,13 @@ def _recipe(document: JsonValue) -> Recipe:
         return Recipe.from_json(document.value, document.where)
     except RecipeError as bad:
         raise EngineError(str(bad)) from None
+
+
+def _layers(document: JsonValue) -> tuple[int, ...]:
+    layers = document.integers()
+    if not layers or list(layers) != sorted(set(layers)):
+        document.fail("null, or the numbers of layers in ascending order")
+    return layers
 
 
 def _check_version(document: JsonValue) -> None:

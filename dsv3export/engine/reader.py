@@ -14,6 +14,7 @@ from dsv3export.config import ModelConfig
 from dsv3export.dtypes import NUMPY
 from dsv3export.engine.manifest import MANIFEST_NAME, Manifest, WeightEntry
 from dsv3export.engine.pieces import joined, read_pieces
+from dsv3export.engine.typed_json import REBUILD
 from dsv3export.engine.verify import (
     Verify,
     check_files,
@@ -34,12 +35,18 @@ class EngineFiles:
         path: The directory, absolute.
         manifest: What engine.json says.
         config: The model's config.
+        layers: The decoder layers that the engine has: all of the model's, but for an engine of a part of it.
         entries: The weight table by name.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
         self.config = ModelConfig.from_dict(manifest.model, source=f"{path / MANIFEST_NAME}: model")
+        self.layers = tuple(range(self.config.num_hidden_layers)) if manifest.layers is None else manifest.layers
+        count = self.config.num_hidden_layers
+        if self.layers[-1] >= count:
+            what, got = f"{MANIFEST_NAME}: layers", str(self.layers[-1])
+            raise EngineError(what, expected=f"layers below num_hidden_layers ({count})", got=got, fix=REBUILD)
         self.entries: Mapping[str, WeightEntry] = MappingProxyType({entry.name: entry for entry in manifest.weights})
         self._maps: dict[Path, mmap.mmap] = {}
         self._assembled: WeakValueDictionary[str, Array] = WeakValueDictionary()

@@ -24,17 +24,19 @@ _OUTER_NAMES = {
 }
 
 
-def graph_for(config: ModelConfig, part: Part = "trunk") -> ir.Model:
+def graph_for(config: ModelConfig, part: Part = "trunk", layers: Sequence[int] | None = None) -> ir.Model:
     """Trace the model, or its (first) multi-token-prediction layer.
 
     Trunk: inputs ``input_ids`` [B, S], ``start`` [B], ``logit_rows`` [R], ``latent_cache.{i}`` [B, T, W], then the
     weights under their checkpoint names (``model.layers.3.mlp.experts.gate_proj`` is a bank of E tensors); outputs
-    ``logits`` [R, V], ``final_hidden`` [B, S, D] and ``latent_cache.{i}.updated``.
+    ``logits`` [R, V], ``final_hidden`` [B, S, D] and ``latent_cache.{i}.updated``. With `layers`, only those decoder
+    layers stand between embedding and head, under their own names; cache i is that of the i-th of them.
 
     MTP: ``final_hidden`` of tokens i joins the inputs, ``input_ids`` are tokens i+1; outputs ``logits`` and the cache.
     """
     builder = _Builder(config)
-    graph = builder.trunk() if part == "trunk" else builder.mtp()
+    chosen = range(config.num_hidden_layers) if layers is None else layers
+    graph = builder.trunk(chosen) if part == "trunk" else builder.mtp()
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="dsv3export", functions=builder.functions())
 
 
@@ -52,14 +54,14 @@ class _Builder:
     def functions(self) -> list[ir.Function]:
         return list(self._functions.values())
 
-    def trunk(self) -> ir.Graph:
+    def trunk(self, layers: Sequence[int]) -> ir.Graph:
         hidden, cos, sin = self._call("embed", "", self._runtime_inputs("embed"))
         start = self._inputs["start"]
         caches = []
-        for i in range(self._config.num_hidden_layers):
-            kind = self._config.layer_kind(i)
+        for i, layer in enumerate(layers):
+            kind = self._config.layer_kind(layer)
             cache = self._input(kind, "cache", f"latent_cache.{i}")
-            hidden, updated = self._call(kind, f"layers.{i}", [hidden, start, cos, sin, cache])
+            hidden, updated = self._call(kind, f"layers.{layer}", [hidden, start, cos, sin, cache])
             caches.append(_renamed(updated, f"latent_cache.{i}.updated"))
         rows = self._input("head", "logit_rows")
         logits, final_hidden = self._call("head", "", [hidden, rows])

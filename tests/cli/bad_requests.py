@@ -60,6 +60,11 @@ BAD_REQUESTS = (
     # providers that the engine was not built for, and none at all
     _run("--prompt", "x", "--provider", "cuda", says=("provider", "expected cpu, got cuda", "--provider cuda")),
     _run("--prompt", "x", "--provider", "tpu", says=("--provider", "tpu", "migraphx")),
+    # layers
+    *(
+        BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--layers", text), ("layers", text))
+        for text in ("1", "4:", "3:1", "a:b", "::-1")
+    ),
     # paths that are something else
     BadRequest(("run", "TARGET", "--prompt", "x"), ("TARGET", "nothing there")),
     BadRequest(("run", "CHECKPOINT", "--prompt", "x"), ("CHECKPOINT", "a checkpoint", "dsv3export build")),

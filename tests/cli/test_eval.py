@@ -29,7 +29,8 @@ def places(tiny_engine: Path, tiny_fp8: Path, tmp_path_factory: pytest.TempPathF
     edit_json(strange / "tokenizer.json", lambda tokenizer: tokenizer.update(normalizer={"type": "Lowercase"}))
     unlike = linked_copy(tiny_fp8, folder / "UNLIKE")
     edit_json(unlike / "config.json", lambda config: config.update(bos_token_id=5))
-    names = (*contents, "MUTE", "MUTE_ENGINE", "STRANGE", "UNLIKE", "MISSING")
+    build_engine(tiny_fp8, folder / "SLICE", layers="1:3")
+    names = (*contents, "SLICE", "MUTE", "MUTE_ENGINE", "STRANGE", "UNLIKE", "MISSING")
     return {name: folder / name for name in names} | {"ENGINE": tiny_engine, "CHECKPOINT": tiny_fp8, "FOLDER": folder}
 
 
@@ -107,6 +108,8 @@ BAD: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("ENGINE", "--text", "SHORT", "--against", ""), ("--against", "empty")),
     (("ENGINE", "--text", "SHORT", "--against", "MISSING"), ("MISSING", "got nothing there")),
     (("ENGINE", "--text", "SHORT", "--against", "STRANGE"), ("STRANGE: vocabularies", "token 0 differs")),
+    (("SLICE", "--text", "SHORT", "--against", "CHECKPOINT"), ("layers: expected 1 2, got all",)),
+    (("ENGINE", "--text", "SHORT", "--against", "SLICE"), ("layers: expected all, got 1 2",)),
     (("ENGINE", "--text", "SHORT", "--against", "UNLIKE"), ("vocabularies: expected two with one bos_token_id",)),
 ]
 

@@ -51,6 +51,18 @@ def test_checkpoint(tiny_fp8: Path) -> None:
     assert parameters["active"] < parameters["total"]
 
 
+def test_engine_of_a_part_of_the_layers(tiny_fp8: Path, tmp_path: Path) -> None:
+    built = run_here("build", tiny_fp8, "-o", tmp_path / "engine", "--layers", "0:2", "--json")
+    assert json.loads(built.out)["layers"] == [0, 1]
+    facts = inspected(tmp_path / "engine")
+    assert facts["layers"] == {"dense_layer": [0], "moe_layer": [1]}
+    assert facts["engine"]["layers"] == [0, 1]
+    assert facts["cache"]["elements_per_token"] == 2 * 160
+    assert facts["parameters"]["mtp"] == 0 and facts["parameters"]["total"] < 7_486_768
+    shown = run_here("inspect", tmp_path / "engine").out
+    assert "only 0-1: a slice for measuring at true shapes, not a model that writes sense" in shown
+
+
 def test_engine(tiny_engine: Path, tiny_fp8: Path) -> None:
     facts = inspected(tiny_engine)
     manifest = Manifest.read(tiny_engine)

@@ -195,6 +195,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest empty": (lambda e: (e / "engine.json").write_text("{}"), 'expected "format": "dsv3export-engine", got'),
     "other version": (lambda e: edit(e, lambda d: d.update(version=1)), "expected engine format version 2, got 1"),
     "other model": (lambda e: edit(e, lambda d: d["model"].update(model_type="llama")), "llama"),
+    "layers that the model lacks": (
+        lambda e: edit(e, lambda d: d.update(layers=[2, 4])),
+        r"engine.json: layers: expected layers below num_hidden_layers \(4\), got 4",
+    ),
     "graph altered": (lambda e: flip(e / "graph/trunk.onnx"), "trunk.onnx: sha256: expected"),
     "graph cut": (lambda e: truncate(e / "graph/trunk.onnx"), "trunk.onnx: size in bytes: expected 7, got 6"),
     "graph gone": (lambda e: (e / "graph/trunk.onnx").unlink(), "trunk.onnx: expected a file, got No such file"),
