@@ -62,7 +62,8 @@ def command(
     """Say how well ENGINE predicts a text: its perplexity.
 
     The text is cut into chunks of N tokens, and each is run alone behind a BOS. With --against also the divergence
-    KL(OTHER || ENGINE) of the next-token distributions, in nats, and how often both find the same token the likeliest.
+    KL(OTHER || ENGINE) of the next-token distributions, in nats, and how often both find the same token the likeliest;
+    behind +- stands the standard error, of a perplexity ratio that of the paired differences between the two.
     ENGINE may be a checkpoint too: then the executor of its graph computes it in float32, which needs the packages of
     `build`. --provider is for ENGINE; OTHER runs on what it was built for.
     """
@@ -173,12 +174,16 @@ def score(evaluation: Evaluation, text: str) -> dict[str, Any]:
 
 
 def distance(comparison: Comparison) -> dict[str, Any]:
-    """The figures of two models, JSON-able; divergences in nats."""
+    """The figures of two models, JSON-able; divergences in nats, errors as standard errors (null for one token)."""
     return {
         "perplexity_ratio": _finite(comparison.perplexity_ratio),
+        "perplexity_ratio_error": _finite(comparison.perplexity_ratio_error),
         "kl_mean": comparison.kl_mean,
+        "kl_error": _finite(comparison.kl_error),
+        "kl_p99": comparison.kl_p99,
         "kl_max": comparison.kl_max,
         "top1_agreement": comparison.top1_agreement,
+        "top1_error": _finite(comparison.top1_error),
     }
 
 
@@ -192,13 +197,16 @@ def show(facts: dict[str, Any]) -> None:
     if "against" not in facts:
         return
     other = facts["against"]
+    ratio_error = other["perplexity_ratio_error"]
+    divergence = _with_error(f"{other['kl_mean']:.3e}", other["kl_error"], ".1e")
+    tail = f"99 % below {other['kl_p99']:.2e}, max {other['kl_max']:.2e}"
     print_facts(
         f"against {other['engine']}",
         [
             *_score_rows(other),
-            ("perplexity ratio", _figure(other["perplexity_ratio"], ".6f")),
-            ("KL divergence", f"{other['kl_mean']:.3e} nats per token, at most {other['kl_max']:.3e}"),
-            ("top-1 agreement", f"{other['top1_agreement']:.2%}"),
+            ("perplexity ratio", _with_error(_figure(other["perplexity_ratio"], ".6f"), ratio_error, ".6f")),
+            ("KL divergence", f"{divergence} nats per token, {tail}"),
+            ("top-1 agreement", _with_error(f"{other['top1_agreement']:.2%}", other["top1_error"], ".2%")),
         ],
     )
 
@@ -210,6 +218,10 @@ def _score_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _figure(value: float | None, style: str) -> str:
     return "beyond float64" if value is None else format(value, style)
+
+
+def _with_error(figure: str, error: float | None, style: str) -> str:
+    return figure if error is None else f"{figure} +- {error:{style}}"
 
 
 def _finite(value: float) -> float | None:

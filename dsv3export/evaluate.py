@@ -89,8 +89,27 @@ class Comparison:
         return _exp((self.model.nll - self.against.nll) / self.model.tokens)
 
     @property
+    def perplexity_ratio_error(self) -> float:
+        """The standard error of `perplexity_ratio`; NaN for a single token.
+
+        It is that of the mean of the tokens' differences in nll, which one text gives to both models: much smaller than
+        the errors of the two perplexities. Tokens count as independent of each other.
+        """
+        return self.perplexity_ratio * _standard_error(self.model.token_nll - self.against.token_nll)
+
+    @property
     def kl_mean(self) -> float:
         return math.fsum(self.token_kl) / len(self.token_kl)
+
+    @property
+    def kl_error(self) -> float:
+        """The standard error of `kl_mean`; NaN for a single token."""
+        return _standard_error(self.token_kl)
+
+    @property
+    def kl_p99(self) -> float:
+        """What 99 of 100 tokens stay below."""
+        return float(np.percentile(self.token_kl, 99))
 
     @property
     def kl_max(self) -> float:
@@ -100,6 +119,11 @@ class Comparison:
     def top1_agreement(self) -> float:
         """The share of tokens, 0 to 1, where both find the same token the likeliest."""
         return float(self.same_top.mean())
+
+    @property
+    def top1_error(self) -> float:
+        """The standard error of `top1_agreement`; NaN for a single token."""
+        return _standard_error(self.same_top)
 
 
 def evaluate(
@@ -201,6 +225,12 @@ def _log_softmax(logits: Logits, place: int) -> Float64:
 def _nll(log_p: Float64, targets: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Float64:
     nll: Float64 = -log_p[np.arange(len(targets)), targets]
     return nll
+
+
+def _standard_error(values: Float64 | Bools) -> float:
+    """Of the mean of independent values; NaN for a single one."""
+    count = len(values)
+    return math.sqrt(values.var(dtype=np.float64) / (count - 1)) if count > 1 else math.nan
 
 
 def _exp(exponent: float) -> float:

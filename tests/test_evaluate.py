@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,10 +114,31 @@ def test_divergence_by_its_definition() -> None:
     assert comparison.perplexity_ratio == pytest.approx(ratio, rel=1e-12)
 
 
+def test_errors_by_their_definition() -> None:
+    """Each is the sample deviation over the square root of the count; of the ratio, that of paired differences."""
+    comparison = compare(Bigrams(1), Bigrams(2), TEXT, 4)
+    difference = comparison.model.token_nll - comparison.against.token_nll
+    root = math.sqrt(len(TEXT))
+    assert comparison.perplexity_ratio_error == pytest.approx(
+        comparison.perplexity_ratio * statistics.stdev(difference) / root, rel=1e-12
+    )
+    assert comparison.kl_error == pytest.approx(statistics.stdev(comparison.token_kl) / root, rel=1e-12)
+    assert comparison.top1_error == pytest.approx(statistics.stdev(map(float, comparison.same_top)) / root, rel=1e-12)
+    assert comparison.kl_mean < comparison.kl_p99 <= comparison.kl_max
+
+
+def test_one_token_has_no_error() -> None:
+    comparison = compare(Bigrams(1), Bigrams(2), TEXT[:1])
+    errors = (comparison.perplexity_ratio_error, comparison.kl_error, comparison.top1_error)
+    assert all(math.isnan(error) for error in errors)
+    assert comparison.kl_mean == comparison.kl_p99 == comparison.kl_max
+
+
 def test_a_model_against_itself() -> None:
     comparison = compare(Bigrams(1), Bigrams(1), TEXT)
     assert (comparison.kl_mean, comparison.kl_max) == (0.0, 0.0)
     assert (comparison.perplexity_ratio, comparison.top1_agreement) == (1.0, 1.0)
+    assert (comparison.perplexity_ratio_error, comparison.kl_error, comparison.top1_error) == (0.0, 0.0, 0.0)
 
 
 def test_hopeless_predictions_have_no_finite_perplexity() -> None:

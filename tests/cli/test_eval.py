@@ -80,9 +80,17 @@ def test_for_people(places: dict[str, Path]) -> None:
     lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
     assert f"perplexity {facts['perplexity']:.4f}" in lines
     assert f"text {places['SHORT']}: {facts['tokens']} tokens in chunks of 255" in lines
-    assert "KL divergence 0.000e+00 nats per token, at most 0.000e+00" in lines
-    assert "perplexity ratio 1.000000" in lines
-    assert "top-1 agreement 100.00%" in lines
+    divergence = "KL divergence 0.000e+00 +- 0.0e+00 nats per token, 99 % below 0.00e+00, max 0.00e+00"
+    assert divergence in lines
+    assert "perplexity ratio 1.000000 +- 0.000000" in lines
+    assert "top-1 agreement 100.00% +- 0.00%" in lines
+
+
+def test_a_single_token_has_no_error(places: dict[str, Path]) -> None:
+    (places["FOLDER"] / "one").write_bytes(b"A")
+    against = figures(places, "ENGINE", "--text", places["FOLDER"] / "one", "--against", "ENGINE")["against"]
+    assert [against[key] for key in ("perplexity_ratio_error", "kl_error", "top1_error")] == [None, None, None]
+    assert against["kl_p99"] == against["kl_max"]
 
 
 BAD: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
