@@ -30,7 +30,7 @@ OPTIONS: Mapping[Format, Mapping[str, tuple[Option, ...]]] = {
     "f16": {},
     "fp8": {"activations": ("none", "1x128")},
     "int8": {
-        "group_size": (128, CHANNEL),
+        "group_size": (128, 64, 32, CHANNEL),
         "symmetric": (True, False),
         "activations": ("int8", "none"),
         "method": ("rtn", "mse", "gptq"),

@@ -36,7 +36,7 @@ class Bound:
 
 
 RECIPES = {
-    "int8": ('precision = "int8"', Bound(1.002, 0.001, 0.975)),
+    "int8": ('precision = "int8"', Bound(1.002, 0.001, 0.98)),
     "int8 per channel, asymmetric": (
         'precision = "int8"\n'
         + "".join(
@@ -114,11 +114,18 @@ def test_costs_no_more_than_its_bound(built: Built, float32: Executor, heldout: 
 
 
 def test_executor_explains_the_engine(built: Built, float32: Executor, heldout: list[int]) -> None:
-    """The executor rounds weights and activations too: what is left is a small part of the whole error."""
-    ids = heldout[:200]
-    expected, exact = built.executor.logits(ids), float32.logits(ids)
-    unexplained = rms(built.engine.logits(ids) - expected)
-    assert unexplained < 0.5 * rms(expected - exact)
+    """The executor rounds weights and activations as the kernels do.
+
+    Float noise tips a rounding to int8 now and then, and all that follows is another sample of the same error. Short
+    prompts are mostly spared: there, what the executor leaves unexplained is float noise.
+    """
+    unexplained, explained = [], []
+    for place in range(0, 150, 3):
+        ids = [0, *heldout[place : place + 3]]
+        engine, executor, exact = (model.logits(ids)[-1] for model in (built.engine, built.executor, float32))
+        unexplained.append(rms(engine - executor))
+        explained.append(rms(executor - exact))
+    assert np.median(unexplained) < 1e-3 * np.median(explained)
 
 
 def test_decoding_agrees_with_prefill(built: Built, heldout: list[int]) -> None:
@@ -144,7 +151,7 @@ def test_equal_inputs_give_equal_weights(tiny_fp8: Path, tmp_path: Path) -> None
 
 def test_groups_that_do_not_divide_an_experts_width_are_refused(tmp_path: Path) -> None:
     checkpoint = random_checkpoint(tmp_path / "checkpoint", tiny_config(moe_intermediate_size=96), seed=1)
-    with pytest.raises(RecipeError, match=r"routed_experts group_size: expected a divisor of .*96.*, got 128"):
+    with pytest.raises(RecipeError, match=r"routed_experts group_size: expected a divisor of .*96.*, got 64"):
         build_engine(checkpoint, tmp_path / "engine", precision="int8")
     assert not (tmp_path / "engine").exists()
 

@@ -53,7 +53,7 @@ BAD: list[tuple[str | bytes, str]] = [
     (ATTENTION + "group_size = true", "got true"),
     (ATTENTION + "group_size = nan", "got NaN"),
     (ATTENTION + 'group_size = "channel"', 'expected 128 or 64 or 32, got "channel"'),
-    (ATTENTION + 'format = "int8"\ngroup_size = 64', 'group_size: expected 128 or "channel", got 64'),
+    (ATTENTION + 'format = "int8"\ngroup_size = 16', 'group_size: expected 128 or 64 or 32 or "channel", got 16'),
     (ATTENTION + "symmetric = 1", "components.attention.symmetric: expected true or false, got 1"),
     (ATTENTION + 'activations = "1x128"', 'components.attention.activations: expected "int8" or "none", got "1x128"'),
     (ATTENTION + 'format = "fp8"\nactivations = "int8"', 'activations: expected "none" or "1x128", got "int8"'),
@@ -120,7 +120,7 @@ def test_a_manifest_that_holds_no_recipe() -> None:
     [
         ({"format": "int2"}, "scheme: format: expected"),
         ({"format": "int4"}, "scheme: group_size: expected 128 or 64 or 32"),
-        ({"format": "int8", "group_size": 64}, 'scheme: group_size: expected 128 or "channel", got 64'),
+        ({"format": "int8", "group_size": 16}, 'scheme: group_size: expected 128 or 64 or 32 or "channel", got 16'),
         ({"format": "bf16", "group_size": 128}, "scheme: group_size: expected no such key"),
         ({"format": "fp8", "symmetric": False}, "scheme: symmetric: expected no such key"),
         ({"format": "fp32", "method": "gptq"}, "scheme: method: expected no such key"),

@@ -43,7 +43,6 @@ def test_defaults_of_the_integer_formats() -> None:
         ("fp32", "fp32", "fp32", "fp32"),
         ("bf16", "bf16", "bf16", "bf16"),
         ("fp8", "fp8, blocks of 128 x 128", "bf16", "bf16"),
-        ("int8", INT8.describe(), INT8.describe(), "bf16"),
         ("int4", INT4.describe(), INT8.describe(), "bf16"),
     ],
 )
@@ -53,6 +52,15 @@ def test_presets(precision: str, layers: str, head: str, embedding: str) -> None
     recipe = Recipe.for_precision(precision)
     assert recipe.describe() == expected
     assert recipe.precision == precision
+
+
+def test_the_int8_preset_has_smaller_groups_than_the_format() -> None:
+    recipe = Recipe.for_precision("int8")
+    fine, routed = Scheme.of("int8", {"group_size": 32}), Scheme.of("int8", {"group_size": 64})
+    expected = dict.fromkeys(COMPONENTS, fine) | {"routed_experts": routed, "embedding": BF16}
+    assert recipe.components == expected
+    methods = {scheme.method for scheme in Recipe.for_precision("int8", calibrated=True).components.values()}
+    assert methods == {"gptq", BF16.method}
 
 
 def test_the_example_in_the_documentation(tmp_path: Path) -> None:
