@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3export.cli.capabilities import BACKENDS, PRECISIONS
+from dsv3export.cli.capabilities import BACKENDS, CACHE_FORMATS, PRECISIONS
 from dsv3export.cli.command import Command
 from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
@@ -23,6 +23,7 @@ EXAMPLES = (
     "dsv3export build examples/tiny-dsv3 -o tiny.engine --force --json",
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int4 --calibration novel.txt",
     "dsv3export build path/to/DeepSeek-V3 -o slice.engine --precision int4 --layers 3:5",
+    "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int8 --cache-dtype fp8",
 )
 
 
@@ -45,6 +46,11 @@ EXAMPLES = (
     metavar="START:STOP",
     help="Only these decoder layers, a slice as in Python: to measure memory and speed at true shapes, not to write.",
 )
+@click.option(
+    "--cache-dtype",
+    type=click.Choice(CACHE_FORMATS),
+    help="What the latent cache is kept in [default: what the recipe says, or fp32].",
+)
 @click.option("--copy-weights", is_flag=True, help="Copy all weights, so that the engine needs no checkpoint.")
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @quiet_option
@@ -58,6 +64,7 @@ def command(
     recipe: Path | None,
     calibration: Path | None,
     layers: str | None,
+    cache_dtype: str | None,
     copy_weights: bool,
     force: bool,
     quiet: bool,
@@ -83,6 +90,7 @@ def command(
             progress=progress,
             calibration=calibration,
             layers=layers,
+            cache_dtype=cache_dtype,
         )
     facts = summary(output, report)
     if as_json:

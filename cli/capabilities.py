@@ -9,6 +9,7 @@ from dsv3export.cli.packages import PackageState
 
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp8", "int8", "int4")
+CACHE_FORMATS = ("fp32", "bf16", "f16", "fp8")
 PROVIDERS = ("cpu", "cuda", "migraphx", "cann")
 
 COMPILER_PACKAGES = ("torch", "onnx", "onnx_ir")

@@ -76,7 +76,9 @@ def show(facts: dict[str, Any]) -> None:
 
 def _show_model(facts: dict[str, Any]) -> None:
     parameters, cache = facts["parameters"], facts["cache"]
-    per_token = ", ".join(f"{bytes_text(size)} in {name}" for name, size in cache["bytes_per_token"].items())
+    sizes = cache["bytes_per_token"]
+    formats = sizes if cache["format"] is None else [cache["format"]]
+    per_token = ", ".join(f"{bytes_text(sizes[format])} in {format}" for format in formats)
     layers = "; ".join(f"{len(layers)} {kind} ({_ranges(layers)})" for kind, layers in facts["layers"].items())
     mtp = f", {count_text(parameters['mtp'])} more in MTP" if parameters["mtp"] else ""
     print_facts(

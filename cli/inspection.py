@@ -11,13 +11,11 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.cli.onnx_nodes import count_nodes
 from dsv3export.cli.subject import Subject
 from dsv3export.config import ModelConfig
-from dsv3export.dtypes import NUMPY
 from dsv3export.engine.manifest import Manifest
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.model_size import count_parameters
-
-# What a latent cache may be kept in -> bytes of an element.
-CACHE_FORMATS = {"fp32": NUMPY["F32"].itemsize, "bf16": NUMPY["BF16"].itemsize, "fp8": NUMPY["F8_E4M3"].itemsize}
+from dsv3export.recipe import CACHE_FORMATS
+from dsv3export.runtime.latent_cache import CacheLayout
 
 
 class Stored(Protocol):
@@ -45,7 +43,7 @@ def describe(subject: Subject, files: EngineFiles | None = None, problem: str | 
         "config": {key: value for key, value in asdict(subject.config).items() if key != "raw"},
         "layers": layers_by_kind(subject.config, part),
         "parameters": asdict(count_parameters(subject.config, part)),
-        "cache": cache(subject.config, part),
+        "cache": cache(subject.config, subject.manifest),
     }
     if subject.checkpoint is not None:
         facts["weights"] = checkpoint_weights(subject.checkpoint)
@@ -64,12 +62,15 @@ def layers_by_kind(config: ModelConfig, part: Sequence[int] | None = None) -> di
     return {kind: layers for kind, layers in kinds.items() if layers}
 
 
-def cache(config: ModelConfig, part: Sequence[int] | None = None) -> dict[str, Any]:
-    """Size of the latent cache of the trunk, or of a `part` of its layers, per token of one sequence."""
-    elements = (config.num_hidden_layers if part is None else len(part)) * config.latent_width
+def cache(config: ModelConfig, manifest: Manifest | None = None) -> dict[str, Any]:
+    """Size of the latent cache of the trunk, per token of one sequence, in each format; and an engine's own format."""
+    part = None if manifest is None else manifest.layers
+    layers = config.num_hidden_layers if part is None else len(part)
+    layouts = {format: CacheLayout.of(format, config, layers) for format in CACHE_FORMATS}
     return {
-        "elements_per_token": elements,
-        "bytes_per_token": {name: elements * size for name, size in CACHE_FORMATS.items()},
+        "elements_per_token": layers * config.latent_width,
+        "bytes_per_token": {format: layout.bytes_per_token for format, layout in layouts.items()},
+        "format": None if manifest is None else manifest.recipe.cache,
         "max_tokens": config.max_position_embeddings,
     }
 

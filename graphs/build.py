@@ -23,7 +23,7 @@ from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.calibration_text import calibration_sequences
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
 from dsv3export.graphs.lower.onnxruntime.serialize import Location
-from dsv3export.graphs.opset import OPSET
+from dsv3export.graphs.passes.cache_format import narrow_cache
 from dsv3export.graphs.passes.quantise import quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import verify
@@ -53,12 +53,13 @@ def build_engine(
     progress: Progress | None = None,
     calibration: str | Path | None = None,
     layers: str | None = None,
+    cache_dtype: str | None = None,
 ) -> BuildReport:
     """Build an engine directory from a checkpoint directory.
 
     1. open      the checkpoint: config, index and every header are checked before anything else
     2. trace     the reference into the graph, one function per layer kind, and verify it
-    3. quantise  each component to the precision that the recipe gives it
+    3. quantise  each component to the precision that the recipe gives it, then the latent cache
     4. lower     the dsv3 ops and the weight layouts to the backend
     5. plan      which weights are written and which stay in the checkpoint
     6. write     weights streaming, then the graph, tokenizer and manifest; the engine appears whole at the end;
@@ -73,6 +74,7 @@ def build_engine(
             the recipe names another method.
         layers: Build a part of the model, for measuring memory and speed at true shapes: embedding, the decoder layers
             of this slice (``"3:5"`` for layers 3 and 4), head. What such an engine writes makes no sense.
+        cache_dtype: What the latent cache is kept in: fp32, bf16, f16 or fp8; over what the recipe says.
 
     Raises:
         UserError: Bad input, a combination that cannot be built, a full disk; `out` is then as it was before.
@@ -80,6 +82,8 @@ def build_engine(
     started = time.monotonic()
     calibrated = calibration is not None
     chosen = Recipe.from_toml(recipe, calibrated) if recipe is not None else Recipe.for_precision(precision, calibrated)
+    if cache_dtype is not None:
+        chosen = chosen.with_cache(cache_dtype)
     check_buildable(backend, chosen)
     check_calibration(chosen, calibrated)
     checkpoint = Checkpoint.open(Path(checkpoint_path))
@@ -91,6 +95,7 @@ def build_engine(
     traced = graph_for(checkpoint.config, layers=parts)
     verify(traced)
     quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
+    quantised = narrow_cache(quantised, chosen.cache, checkpoint.config)
     verify(quantised.model)
     lowered = lower(quantised, _embedding_dtype(checkpoint, chosen))
     with EngineWriter(Path(out), force, checkpoint) as writer:
@@ -98,7 +103,8 @@ def build_engine(
         entries = _write_weights(writer, lowered, plan, Packer(checkpoint, fitted), progress or NoProgress())
         graph = writer.write_file("graph/trunk.onnx", serialize(lowered.model, _locations(entries)))
         writer.copy_tokenizer(checkpoint.path)
-        manifest = writer.finish(_manifest(checkpoint, chosen, backend, graph, entries, parts))
+        record = BackendRecord(backend, _onnxruntime_version(), lowered.model.graph.opset_imports[""])
+        manifest = writer.finish(_manifest(checkpoint, chosen, record, graph, entries, parts))
     size = graph.size + sum(record.size for record in manifest.files.values())
     return BuildReport(manifest, size, time.monotonic() - started)
 
@@ -116,7 +122,7 @@ def _write_weights(
 def _manifest(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    backend: str,
+    backend: BackendRecord,
     graph: GraphRecord,
     entries: Sequence[WeightEntry],
     layers: tuple[int, ...] | None,
@@ -125,7 +131,7 @@ def _manifest(
         producer=f"dsv3export {__version__}",
         model=checkpoint.config.raw,
         recipe=recipe,
-        backend=BackendRecord(backend, _onnxruntime_version(), OPSET),
+        backend=backend,
         graphs={"trunk": graph},
         checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
         weights=tuple(entries),

@@ -15,12 +15,14 @@ from dsv3export.errors import RequestError
 from dsv3export.graphs.buildable import check_calibration
 from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.interpreter import Observer, run, sequence_inputs
+from dsv3export.graphs.passes.cache_format import narrow_cache
 from dsv3export.graphs.passes.quantise import quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.tensors import numpy_array, torch_tensor
 from dsv3export.graphs.trace import Part, graph_for
 from dsv3export.graphs.weight_cache import WeightCache
 from dsv3export.recipe import Recipe
-from dsv3export.runtime.latent_cache import LatentCache
+from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 
 DEFAULT_MAX_WEIGHT_BYTES = 4 << 30
 
@@ -46,10 +48,10 @@ class Executor:
         calibration_ids: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.config: ModelConfig = checkpoint.config
-        self.cache_layers = self.config.num_hidden_layers
-        self.cache_width = self.config.latent_width
         self.vocab_size = self.config.vocab_size
         chosen = recipe or Recipe.for_precision("fp32")
+        self.cache_layout = CacheLayout.of(chosen.cache, self.config)
+        self._mtp_cache_layout = CacheLayout.of(chosen.cache, self.config, layers=1)
         check_calibration(chosen, calibration_ids is not None)
         calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)
         trunk = _graph(self.config, "trunk", chosen)
@@ -82,7 +84,7 @@ class Executor:
             "start": torch.from_numpy(start),
             "logit_rows": torch.from_numpy(logit_rows),
         }
-        caches = {f"latent_cache.{i}": torch.from_numpy(cache.view(i, slots)) for i in range(self.cache_layers)}
+        caches = {name: torch_tensor(array) for name, array in cache.inputs(slots)}
         with torch.inference_mode():
             outputs = run(self._trunk, inputs | caches, self._weights)
         logits: NDArray[np.float32] = outputs["logits"].numpy()
@@ -96,12 +98,13 @@ class Executor:
         """Every value that the graph computes for a sequence, by provenance name.
 
         ``layers.3`` is the residual stream after layer 3, ``layers.3.mlp.gate.ids`` its router's choice,
-        ``embed_tokens``, ``norm`` and ``lm_head`` the ends. The latent caches come as computed: [1, len, W].
+        ``embed_tokens``, ``norm`` and ``lm_head`` the ends. The latent caches come as computed, [1, len, W], in their
+        own dtype.
         """
         seen: dict[str, NDArray[np.generic]] = {}
 
         def keep(name: str, value: torch.Tensor) -> None:
-            seen[name] = value.numpy().copy()
+            seen[name] = numpy_array(value).copy()
 
         self._whole(token_ids, keep)
         return seen
@@ -115,11 +118,10 @@ class Executor:
         if count < 1:
             raise RequestError("draft_logits", expected="at least 2 tokens", got="1")
         final_hidden = self._whole(token_ids[:-1], None)["final_hidden"]
-        cache = torch.zeros(1, count, self.cache_width)
-        inputs = sequence_inputs(token_ids[1:]) | {
-            "final_hidden": final_hidden,
-            f"latent_cache.{self.config.num_hidden_layers}": cache,
-        }
+        cache = LatentCache(self._mtp_cache_layout, 1, count)
+        views = cache.inputs(range(1), first_layer=self.config.num_hidden_layers)
+        inputs = sequence_inputs(token_ids[1:]) | {name: torch_tensor(array) for name, array in views}
+        inputs["final_hidden"] = final_hidden
         with torch.inference_mode():
             drafts: NDArray[np.float32] = run(self._mtp, inputs, self._weights)["logits"].numpy()
         return drafts
@@ -127,8 +129,8 @@ class Executor:
     def _whole(self, token_ids: list[int], observe: Observer | None) -> dict[str, torch.Tensor]:
         """Run a whole sequence through the trunk from an empty cache."""
         self._check(token_ids)
-        shape = (1, len(token_ids), self.cache_width)
-        caches = {f"latent_cache.{i}": torch.zeros(shape) for i in range(self.cache_layers)}
+        cache = LatentCache(self.cache_layout, 1, len(token_ids))
+        caches = {name: torch_tensor(array) for name, array in cache.inputs(range(1))}
         with torch.inference_mode():
             return run(self._trunk, sequence_inputs(token_ids) | caches, self._weights, observe)
 
@@ -141,4 +143,6 @@ class Executor:
 
 
 def _graph(config: ModelConfig, part: Part, recipe: Recipe) -> GraphWithWeights:
-    return quantise(GraphWithWeights.traced(graph_for(config, part)), recipe, config)
+    return narrow_cache(
+        quantise(GraphWithWeights.traced(graph_for(config, part)), recipe, config), recipe.cache, config
+    )

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.dtypes import NUMPY
 from dsv3export.graphs.calibration import Calibration
+from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.graphs.weight_expr import WeightExpr
 from dsv3export.graphs.weight_plan import Packer
-
-_TORCH = {NUMPY["F8_E4M3"]: torch.float8_e4m3fn, NUMPY["BF16"]: torch.bfloat16}
 
 
 class WeightCache:
@@ -42,17 +38,10 @@ class WeightCache:
             self._kept.move_to_end(name)
             return self._kept[name]
         array = self._packer.pack(self._exprs[name])
-        tensor = _tensor(array if array.flags.writeable else array.copy())
+        tensor = torch_tensor(array if array.flags.writeable else array.copy())
         self._kept[name] = tensor
         self._bytes += tensor.nbytes
         while self._bytes > self._max_bytes and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= dropped.nbytes
         return tensor
-
-
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    """The same memory; torch does not know ml_dtypes' types."""
-    if array.dtype not in _TORCH:
-        return torch.from_numpy(array)
-    return torch.from_numpy(array.view(f"u{array.itemsize}")).view(_TORCH[array.dtype])

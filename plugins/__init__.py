@@ -9,6 +9,8 @@ if __name__ != "dsv3export.plugins":
     raise ImportError(f"import this package as 'dsv3export.plugins', not as {__name__!r}")
 
 from dsv3export.plugins.latent_append.op import LATENT_APPEND
+from dsv3export.plugins.latent_append_fp8.op import LATENT_APPEND_FP8
+from dsv3export.plugins.latent_append_half.op import LATENT_APPEND_HALF
 from dsv3export.plugins.linear.op import LINEAR
 from dsv3export.plugins.linear_fp8_block.op import LINEAR_FP8_BLOCK
 from dsv3export.plugins.linear_half.op import LINEAR_HALF
@@ -29,6 +31,8 @@ OPS = by_name(
         LINEAR_INT,
         LINEAR_FP8_BLOCK,
         LATENT_APPEND,
+        LATENT_APPEND_HALF,
+        LATENT_APPEND_FP8,
         MLA_ATTENTION,
         MLA_ATTENTION_INT,
         MLA_ATTENTION_FP8_BLOCK,

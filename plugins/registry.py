@@ -55,6 +55,7 @@ class Op:
             any ONNX Runtime runs it.
         derived_dims: Dimensions that follow from bound ones, e.g. Dv from ``H*(Dn+Dv)``.
         aliases: Output name -> input name for outputs that update an input in place.
+        opset: The version of the ONNX standard that `function` needs, where it is above the graph's own.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Op:
     function: FunctionText
     derived_dims: tuple[tuple[str, Callable[[Dims], int]], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    opset: int = 0
 
     def inputs_given(self, count: int) -> tuple[Port, ...]:
         """The inputs of a node with this many: all, or all but the optional ones."""

@@ -3,6 +3,7 @@
 `Recipe.for_precision("int4")` is a preset, `Recipe.from_toml(path)` a file of choices on top of one:
 
     precision = "int4"                 # the preset that the rest changes
+    cache = "fp8"                      # what the latent cache is kept in: fp32 (the default), bf16, f16 or fp8
 
     [components.attention]
     format = "int8"                    # starts from this format's defaults; without it, the preset's scheme is changed
@@ -26,10 +27,12 @@
 
 from dsv3export.recipe.recipe import LayerGroup, Recipe
 from dsv3export.recipe.scheme import (
+    CACHE_FORMATS,
     COMPONENTS,
     LAYER_COMPONENTS,
     PRECISIONS,
     Activations,
+    CacheFormat,
     Component,
     Format,
     Method,
@@ -39,10 +42,12 @@ from dsv3export.recipe.scheme import (
 )
 
 __all__ = [
+    "CACHE_FORMATS",
     "COMPONENTS",
     "LAYER_COMPONENTS",
     "PRECISIONS",
     "Activations",
+    "CacheFormat",
     "Component",
     "Format",
     "LayerGroup",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,16 +12,19 @@ from dsv3export.config.json_file import read_small_file
 from dsv3export.errors import InternalError
 from dsv3export.recipe.presets import preset
 from dsv3export.recipe.scheme import (
+    CACHE_FORMATS,
     COMPONENTS,
     FORMATS,
     LAYER_COMPONENTS,
     OPTION_KEYS,
     PRECISIONS,
+    CacheFormat,
     Component,
     Format,
     Precision,
     RecipeError,
     Scheme,
+    check_choice,
     check_option,
 )
 from dsv3export.recipe.table import Table
@@ -29,7 +32,7 @@ from dsv3export.recipe.table import Table
 Schemes = Mapping[Component, Scheme]
 
 DESCRIPTION_COLUMNS = ("component", "layers", "precision")
-_KEYS = ("precision", "components", "first_layers", "last_layers")
+_KEYS = ("precision", "components", "first_layers", "last_layers", "cache")
 _MAX_BYTES = 1 << 20
 
 
@@ -49,6 +52,7 @@ class Recipe:
         precision: The preset that it starts from.
         components: The scheme of every component.
         first_layers, last_layers: Layers with schemes of their own; where both hold, `first_layers` does.
+        cache: What the latent cache is kept in.
         source: Where it came from, for messages.
     """
 
@@ -56,6 +60,7 @@ class Recipe:
     components: Schemes
     first_layers: LayerGroup | None = None
     last_layers: LayerGroup | None = None
+    cache: CacheFormat = "fp32"
     source: str = field(default="recipe", compare=False)
 
     @classmethod
@@ -82,11 +87,17 @@ class Recipe:
         base = preset(precision, calibrated)
         schemes = base | _schemes(table.table("components", COMPONENTS), base, calibrated)
         first, last = (_group(table, key, schemes, calibrated) for key in ("first_layers", "last_layers"))
-        return cls(precision, schemes, first, last, source)
+        cache = cast("CacheFormat", table.choice("cache", CACHE_FORMATS) if "cache" in table else CACHE_FORMATS[0])
+        return cls(precision, schemes, first, last, cache, source)
+
+    def with_cache(self, cache: str) -> Recipe:
+        """The same with another cache format. Raises RecipeError for one that does not exist."""
+        return replace(self, cache=cast("CacheFormat", check_choice("cache", cache, CACHE_FORMATS)))
 
     def to_json(self) -> dict[str, Any]:
         """Everything spelled out, in a fixed order, so that other defaults cannot change what it means."""
-        record: dict[str, Any] = {"precision": self.precision, "components": _spelled(self.components)}
+        components = _spelled(self.components)
+        record: dict[str, Any] = {"precision": self.precision, "cache": self.cache, "components": components}
         for key, group in (("first_layers", self.first_layers), ("last_layers", self.last_layers)):
             if group is not None:
                 record[key] = {"count": group.count, "components": _spelled(group.components)}

@@ -14,11 +14,14 @@ Precision = Literal["fp32", "bf16", "fp8", "int8", "int4"]
 Format = Literal["fp32", "bf16", "f16", "fp8", "int8", "int4"]
 Activations = Literal["none", "1x128", "int8"]
 Method = Literal["rtn", "mse", "gptq"]
+# What the latent cache is kept in; `dsv3export.runtime.latent_cache` says how.
+CacheFormat = Literal["fp32", "bf16", "f16", "fp8"]
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 # Those that every decoder layer may have; the others exist once in a model.
 LAYER_COMPONENTS: tuple[Component, ...] = ("attention", "dense_mlp", "shared_experts", "routed_experts")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+CACHE_FORMATS: tuple[CacheFormat, ...] = get_args(CacheFormat)
 
 CHANNEL = "channel"
 Option = int | str  # bool is an int

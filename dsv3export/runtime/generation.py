@@ -93,7 +93,7 @@ def run_requests(
     running: dict[int, _Running] = {}
     slots = min(max_slots, len(requests))
     capacity = max(len(request.prompt) + request.max_new_tokens for request in requests)
-    cache = LatentCache(session.cache_layers, slots, capacity, session.cache_width)
+    cache = LatentCache(session.cache_layout, slots, capacity)
     while waiting or running:
         for slot in range(slots):
             while waiting and slot not in running:
@@ -113,7 +113,7 @@ def run_requests(
 
 def prompt_logits(session: Session, token_ids: Sequence[int], prefill_chunk: int = PREFILL_CHUNK) -> Logits:
     """Logits after every token, float32[len(token_ids), vocab]."""
-    cache = LatentCache(session.cache_layers, 1, len(token_ids), session.cache_width)
+    cache = LatentCache(session.cache_layout, 1, len(token_ids))
     result = np.empty((len(token_ids), session.vocab_size), np.float32)
     for start in range(0, len(token_ids), prefill_chunk):
         chunk = token_ids[start : start + prefill_chunk]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy as np
 from dsv3export.dtypes import NUMPY
 from dsv3export.engine.typed_json import REBUILD
 from dsv3export.errors import BackendError, EngineError, InternalError
+from dsv3export.runtime.latent_cache import CacheLayout
 from dsv3export.runtime.onnx_initializers import MalformedGraphError, external_initializers
+from dsv3export.runtime.onnxruntime_arrays import ONNX_TYPES, bits, onnx_type, ort_value
 from dsv3export.runtime.onnxruntime_device import Device
 from dsv3export.runtime.onnxruntime_module import ort
 from dsv3export.runtime.threads import default_threads
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
     from dsv3export.runtime.latent_cache import LatentCache
     from dsv3export.runtime.session import IntArray, Logits
 
-# TensorProto.DataType of the safetensors dtypes
-_ONNX_TYPES = {
-    "F32": 1, "U8": 2, "I8": 3, "I16": 5, "I32": 6, "I64": 7, "BOOL": 9, "F16": 10, "F64": 11, "BF16": 16,
-    "F8_E4M3": 17,
-}  # fmt: skip
-_NAMES = {dtype: name for name, dtype in NUMPY.items()}
-_NOT_IN_NUMPY = ("BF16", "F8_E4M3")
+# Types of a cache, and of what lies beside it, in the graph -> what it holds. Of an fp8 cache the graph sees the bits:
+# ONNX Runtime writes no float8.
+_CACHE_DTYPES = {
+    ("tensor(float)",): "F32",
+    ("tensor(bfloat16)",): "BF16",
+    ("tensor(float16)",): "F16",
+    ("tensor(int8)", "tensor(bfloat16)"): "F8_E4M3",
+}
 _SMALL = 1 << 20
 _FATAL_ONLY = 4  # errors come as exceptions, printing them too would say them twice
 
@@ -73,22 +76,31 @@ class OnnxRuntimeSession:
         self._path = files.path
         self._read_signature()
         self._bindings: WeakKeyDictionary[LatentCache, dict[range, ort.IOBinding]] = WeakKeyDictionary()
-        self._device_caches: WeakKeyDictionary[LatentCache, list[ort.OrtValue]] = WeakKeyDictionary()
+        self._device_caches: WeakKeyDictionary[LatentCache, dict[str, ort.OrtValue]] = WeakKeyDictionary()
 
     def _read_signature(self) -> None:
-        inputs = {value.name: value.shape for value in self._session.get_inputs()}
-        outputs = {value.name: value.shape for value in self._session.get_outputs()}
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        outputs = {value.name: value for value in self._session.get_outputs()}
         caches = [name for name in inputs if name.startswith("latent_cache.")]
-        self._cache_names = [f"latent_cache.{i}" for i in range(len(caches))]
-        needed_inputs = {"input_ids", "start", "logit_rows", *self._cache_names}
-        needed_outputs = {"logits", *(f"{name}.updated" for name in self._cache_names)}
+        parts = ("", ".side") if any(name.endswith(".side") for name in caches) else ("",)
+        layers = len(caches) // len(parts)
+        names = [f"latent_cache.{i}{part}" for i in range(layers) for part in parts]
+        needed_inputs = {"input_ids", "start", "logit_rows", *names}
+        needed_outputs = {"logits", *(f"{name}.updated" for name in names)}
         if missing := sorted((needed_inputs - inputs.keys()) | (needed_outputs - outputs.keys())):
             raise EngineError(f"engine {self._path}: graph", expected=f"inputs and outputs with {missing}", got="none")
-        widths = {inputs[name][-1] for name in self._cache_names}
-        vocab_size = outputs["logits"][-1]
-        if len(widths) != 1 or not isinstance(width := widths.pop(), int) or not isinstance(vocab_size, int):
+        rows = {tuple((inputs[f"latent_cache.{i}{p}"].type, inputs[f"latent_cache.{i}{p}"].shape[-1]) for p in parts)
+                for i in range(layers)}  # fmt: skip
+        vocab_size = outputs["logits"].shape[-1]
+        sizes = [width for row in rows for _, width in row] + [vocab_size]
+        if len(rows) != 1 or not all(isinstance(size, int) for size in sizes):
             raise EngineError(f"engine {self._path}: graph", expected="one static cache width and vocabulary size")
-        self.cache_layers, self.cache_width, self.vocab_size = len(caches), width, vocab_size
+        types = tuple(kind for kind, _ in next(iter(rows)))
+        if types not in _CACHE_DTYPES:
+            expected = "a cache of float, bfloat16, float16, or int8 with bfloat16 beside it"
+            raise EngineError(f"engine {self._path}: graph", expected=expected, got=" and ".join(types))
+        self.cache_layout = CacheLayout(layers, sizes[0], _CACHE_DTYPES[types], sizes[1] if len(parts) > 1 else 0)
+        self.vocab_size = vocab_size
 
     def step(
         self, input_ids: IntArray, start: IntArray, cache: LatentCache, slots: range, logit_rows: IntArray
@@ -115,32 +127,39 @@ class OnnxRuntimeSession:
         bindings = self._bindings.setdefault(cache, {})
         if slots not in bindings:
             binding = self._session.io_binding()
-            for layer, name in enumerate(self._cache_names):
+            for name, array in _cache_arrays(cache, slots).items():
                 if self._device.on_host:
-                    value = ort.OrtValue.ortvalue_from_numpy(cache.view(layer, slots))
+                    value = ort_value(array)
                     binding.bind_ortvalue_input(name, value)
                     binding.bind_ortvalue_output(f"{name}.updated", value)
                 else:
-                    place = self._place_on_device(cache, layer, slots)
+                    place = self._place_on_device(cache, name, array, slots)
                     binding.bind_input(name, *place)
                     binding.bind_output(f"{name}.updated", *place)
             bindings[slots] = binding
         return bindings[slots]
 
-    def _place_on_device(self, cache: LatentCache, layer: int, slots: range) -> tuple[str, int, int, list[int], int]:
+    def _place_on_device(
+        self, cache: LatentCache, name: str, view: NDArray[Any], slots: range
+    ) -> tuple[str, int, int, list[int], int]:
         """Where a layer's rows of `slots` lie on the device: its type and number, element type, shape, address.
 
         The numpy arrays of `cache` only say how large it is: their pages are never touched.
         """
-        view = cache.view(layer, slots)
-        onnx_type = _ONNX_TYPES[_NAMES[view.dtype]]
         if cache not in self._device_caches:
             # zeros: a masked row counts 0 times, which is NaN for a NaN that lies in fresh memory
-            whole = [cache.view(each, range(cache.slots)) for each in range(cache.layers)]
-            self._device_caches[cache] = [self._device.copy(_bits(array), onnx_type) for array in whole]
-        base = self._device_caches[cache][layer].data_ptr()
-        address = base + slots.start * view.strides[0]
-        return self._device.entry.memory, 0, onnx_type, list(view.shape), address
+            whole = _cache_arrays(cache, range(cache.slots))
+            self._device_caches[cache] = {
+                each: self._device.copy(bits(array), onnx_type(array)) for each, array in whole.items()
+            }
+        address = self._device_caches[cache][name].data_ptr() + slots.start * view.strides[0]
+        return self._device.entry.memory, 0, onnx_type(view), list(view.shape), address
+
+
+def _cache_arrays(cache: LatentCache, slots: range) -> dict[str, NDArray[Any]]:
+    """A cache's rows by the graph's names and in the graph's types."""
+    views = cache.inputs(slots)
+    return {name: array.view(np.int8) if array.dtype == NUMPY["F8_E4M3"] else array for name, array in views}
 
 
 def _options(threads: int, device: Device) -> ort.SessionOptions:
@@ -173,10 +192,7 @@ def _bind_weights(files: EngineFiles, graph: bytes, options: ort.SessionOptions,
             continue
         # what a checkpoint stores unaligned has to be copied
         array = np.require(files.weight(entry.name), requirements=["A"])
-        if entry.dtype in _NOT_IN_NUMPY:
-            value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_bits(array), _ONNX_TYPES[entry.dtype])
-        else:
-            value = ort.OrtValue.ortvalue_from_numpy(array)
+        value = ort_value(array)
         kept.append(value)
         if entry.nbytes > _SMALL and device.on_host:
             options.add_initializer(entry.name, value)
@@ -185,11 +201,6 @@ def _bind_weights(files: EngineFiles, graph: bytes, options: ort.SessionOptions,
             copied_values.append(value)
     options.add_external_initializers(copied_names, copied_values)
     return kept
-
-
-def _bits(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """An array of a type that ONNX Runtime does not take from numpy, as unsigned integers."""
-    return array.view(f"u{array.dtype.itemsize}") if _NAMES[array.dtype] in _NOT_IN_NUMPY else array
 
 
 def _wanted_entries(files: EngineFiles, graph: bytes) -> list[WeightEntry]:
@@ -201,8 +212,8 @@ def _wanted_entries(files: EngineFiles, graph: bytes) -> list[WeightEntry]:
     for name, tensor in wanted.items():
         expected = f"type {tensor.data_type} {list(tensor.shape)}, as in the graph"
         entry = files.entries.get(name)
-        got = f"type {_ONNX_TYPES[entry.dtype]} {list(entry.shape)}" if entry else "none in engine.json"
-        if entry is None or (tensor.data_type, tensor.shape) != (_ONNX_TYPES[entry.dtype], entry.shape):
+        got = f"type {ONNX_TYPES[entry.dtype]} {list(entry.shape)}" if entry else "none in engine.json"
+        if entry is None or (tensor.data_type, tensor.shape) != (ONNX_TYPES[entry.dtype], entry.shape):
             raise EngineError(f"engine {files.path}: weight {name!r}", expected=expected, got=got, fix=REBUILD)
     return [files.entries[name] for name in wanted]
 

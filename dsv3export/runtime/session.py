@@ -6,20 +6,17 @@ from typing import Protocol
 
 import numpy as np
 
-from dsv3export.runtime.latent_cache import LatentCache
+from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Logits = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class Session(Protocol):
-    """A loaded engine. `cache_layers`, `cache_width` are the sizes of the latent cache that `step` wants."""
+    """A loaded engine. `cache_layout` is that of the latent cache that `step` wants."""
 
     @property
-    def cache_layers(self) -> int: ...
-
-    @property
-    def cache_width(self) -> int: ...
+    def cache_layout(self) -> CacheLayout: ...
 
     @property
     def vocab_size(self) -> int: ...

@@ -17,7 +17,14 @@ def append_in_place(cache: Tensor, kv_c: Tensor, k_pe: Tensor, start: Tensor) ->
         k_pe: [B, S, Dr], the rotated shared key part (eq. 3).
         start: [B] int64, the number of tokens each slot holds already; start[b] + S <= T.
     """
-    rows = torch.cat([kv_c, k_pe], dim=-1)
+    return write_rows(cache, torch.cat([kv_c, k_pe], dim=-1), start)
+
+
+def write_rows(cache: Tensor, rows: Tensor, start: Tensor) -> Tensor:
+    """Write rows[b], [B, S, W], into rows start[b] .. start[b]+S-1 of slot b of `cache`, [B, T, W], and return that.
+
+    Rounds to nearest even where the cache's dtype is narrower.
+    """
     count = rows.shape[1]
     for slot, first in enumerate(start.tolist()):
         cache[slot, first : first + count] = rows[slot]

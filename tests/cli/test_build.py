@@ -62,10 +62,11 @@ def test_progress_on_a_terminal(tiny_fp8: Path, tmp_path: Path) -> None:
 def test_choices_are_those_of_the_compiler() -> None:
     """The tables are apart because importing the compiler imports torch."""
     from dsv3export.graphs import buildable
-    from dsv3export.recipe import PRECISIONS, Recipe
+    from dsv3export.recipe import CACHE_FORMATS, PRECISIONS, Recipe
 
     assert capabilities.BACKENDS == buildable.BACKENDS
     assert capabilities.PRECISIONS == PRECISIONS
+    assert capabilities.CACHE_FORMATS == CACHE_FORMATS
     for backend in capabilities.BACKENDS:
         for precision in PRECISIONS:
             known = (backend, precision) in capabilities.BUILD_PACKAGES

@@ -36,7 +36,7 @@ def test_checkpoint(tiny_fp8: Path) -> None:
     assert facts["config"]["rope_scaling"]["factor"] == 4
     # 4 layers of 128 + 32 numbers.
     assert facts["cache"]["elements_per_token"] == 640
-    assert facts["cache"]["bytes_per_token"] == {"fp32": 2560, "bf16": 1280, "fp8": 640}
+    assert facts["cache"]["bytes_per_token"] == {"fp32": 2560, "bf16": 1280, "f16": 1280, "fp8": 4 * (128 + 2 * 33)}
     stored = Checkpoint.open(tiny_fp8).tensors.values()
     assert facts["weights"]["tensors"] == len(stored)
     assert facts["weights"]["files"] == 2

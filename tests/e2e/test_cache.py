@@ -18,7 +18,7 @@ SAME = LOGITS / 4
 
 
 def new_cache(session: Session, slots: int, capacity: int) -> LatentCache:
-    return LatentCache(session.cache_layers, slots, capacity, session.cache_width)
+    return LatentCache(session.cache_layout, slots, capacity)
 
 
 def step(session: Session, cache: LatentCache, rows: Sequence[Sequence[int]], start: Sequence[int]) -> Array:
@@ -91,11 +91,11 @@ def test_the_goldens_padded_batch(golden: Golden, session: Session) -> None:
 
 def test_a_step_changes_its_own_rows_of_the_cache_only(golden: Golden, session: Session) -> None:
     cache = new_cache(session, 3, 20)
-    for layer in range(session.cache_layers):
+    for layer in range(session.cache_layout.layers):
         cache.view(layer, range(3))[:] = 7.0
     ids = np.array([golden.ids(3)[:4]], np.int64)
     session.step(ids, np.array([9]), cache, range(1, 2), np.zeros(0, np.int64))
-    for layer in range(session.cache_layers):
+    for layer in range(session.cache_layout.layers):
         changed = (cache.view(layer, range(3)) != 7.0).any(axis=2)
         assert np.argwhere(changed).tolist() == [[1, 9], [1, 10], [1, 11], [1, 12]]
 
@@ -106,7 +106,7 @@ def test_both_programs_keep_the_same_latents(golden: Golden, executor: Session, 
     for each in (executor, engine_session):
         cache = new_cache(each, 1, 70)
         each.step(ids, np.zeros(1, np.int64), cache, range(1), np.zeros(0, np.int64))
-        caches.append([cache.view(layer, range(1)) for layer in range(each.cache_layers)])
+        caches.append([cache.view(layer, range(1)) for layer in range(each.cache_layout.layers)])
     for layer, (one, other) in enumerate(zip(*caches, strict=True)):
         assert_close(one, other, SAME, f"layer {layer}")
 

@@ -37,6 +37,8 @@ class Case:
 _DEFINITIONS = {
     "Linear": "linear",
     "LatentAppend": "latent_append",
+    "LatentAppendHalf": "latent_append_half",
+    "LatentAppendFp8": "latent_append_fp8",
     "MlaAttention": "mla_attention",
     "MoERoute": "moe_route",
     "MoEExperts": "moe_experts",
@@ -64,6 +66,39 @@ def latent_append_case(name: str, start: Sequence[int], new: int, capacity: int,
         "start": np.array(start, np.int64),
     }
     return Case("LatentAppend", name, inputs, {})
+
+
+def latent_append_half_case(
+    name: str, start: Sequence[int], new: int, capacity: int, latent: int, rope: int, dtype: str, size: float = 1.0
+) -> Case:
+    """`size` scales the new rows; rows of the cache that nothing may read are NaN."""
+    base = latent_append_case(name, start, new, capacity, latent, rope).inputs
+    inputs = dict(base)
+    inputs["cache"] = base["cache"].astype(NUMPY[dtype])
+    inputs["cache"][:, max(start) + new :] = np.nan
+    inputs |= {port: base[port] * np.float32(size) for port in ("kv_c", "k_pe")}
+    largest = {"BF16": 2.0**128 - 2.0**120, "F16": 65504.0}[dtype]
+    return Case("LatentAppendHalf", name, inputs, {"largest": largest})
+
+
+def latent_append_fp8_case(
+    name: str, start: Sequence[int], new: int, capacity: int, latent: int, rope: int, groups: int, size: float = 1.0
+) -> Case:
+    """As `latent_append_half_case`; the numbers of a group differ a lot in size, and some are 0 or -0."""
+    base, random = latent_append_case(name, start, new, capacity, latent, rope).inputs, np.random.default_rng(new)
+    shape = base["kv_c"].shape
+    spread = np.exp(random.uniform(-9, 0, shape)) * (random.random(shape) < 0.9)
+    inputs = {
+        "cache": (base["cache"][..., :latent] * 100).clip(-448, 448).astype(NUMPY["F8_E4M3"]),
+        "side": _normal(f"{name} side")(len(start), capacity, rope + groups).astype(NUMPY["BF16"]),
+        "kv_c": (base["kv_c"] * spread * size).astype(np.float32),
+        "k_pe": base["k_pe"] * np.float32(size),
+        "start": base["start"],
+    }
+    inputs["kv_c"][0, 0, : latent // groups] = 0.0
+    for port in ("cache", "side"):
+        inputs[port][:, max(start) + new :] = np.nan
+    return Case("LatentAppendFp8", name, inputs, {})
 
 
 def mla_case(
@@ -271,6 +306,17 @@ CASES = (
     latent_append_case("ragged", (0, 5, 2), 3, 8, 4, 2),
     latent_append_case("up_to_capacity", (7, 0), 2, 9, 20, 8),
     latent_append_case("decode", (3, 3, 0, 10), 1, 11, 5, 6),
+    latent_append_half_case("bf16_first_token", (0,), 1, 1, 3, 2, "BF16"),
+    latent_append_half_case("bf16_ragged", (0, 5, 2), 3, 9, 40, 20, "BF16"),
+    latent_append_half_case("bf16_large", (4,), 2, 9, 40, 20, "BF16", 1e37),
+    latent_append_half_case("f16_ragged", (0, 5, 2), 3, 9, 40, 20, "F16"),
+    latent_append_half_case("f16_saturates", (4, 1), 2, 9, 40, 20, "F16", 1e5),
+    latent_append_half_case("f16_subnormal", (4,), 2, 9, 40, 20, "F16", 1e-6),
+    latent_append_fp8_case("first_token", (0,), 1, 1, 3, 2, 1),
+    latent_append_fp8_case("ragged", (0, 5, 2), 3, 9, 40, 20, 1),
+    latent_append_fp8_case("true_dims", (7, 0), 4, 16, 512, 64, 4),
+    latent_append_fp8_case("large", (4, 1), 2, 9, 256, 32, 2, 1e6),
+    latent_append_fp8_case("tiny", (4, 1), 2, 9, 256, 32, 2, 1e-6),
     mla_case("first_token", (0,), 1, 1),
     mla_case("decode", (9,), 1, 16),
     mla_case("ragged_decode", (0, 30, 7), 1, 40),

@@ -23,6 +23,42 @@ def latent_append(cache: Array, kv_c: Array, k_pe: Array, start: Array) -> Array
     return updated
 
 
+def on_grid(x: Array, digits: int, least: int, largest: float) -> Array:
+    """The nearest number, ties to even, of `digits` binary digits; of fewer below 2^least; at most `largest`."""
+    exponent = np.maximum(np.frexp(x.astype(np.float64))[1], least)
+    unit = np.exp2(exponent.astype(np.float64) - digits)
+    nearest: Array = np.clip(np.round(x / unit) * unit, -largest, largest)
+    return nearest
+
+
+def bf16(x: Array) -> Array:
+    return on_grid(x, 8, -125, 2.0**128 - 2.0**120)
+
+
+def latent_append_half(cache: Array, kv_c: Array, k_pe: Array, start: Array, largest: float) -> tuple[Array, Array]:
+    """`largest` tells which of the two types the cache has."""
+    digits, least = (11, -13) if largest == 65504 else (8, -125)
+    rows = (on_grid(new, digits, least, largest) for new in (kv_c, k_pe))
+    updated = latent_append(cache.astype(np.float64), *rows, start)
+    return updated, updated[:, : max(start) + kv_c.shape[1]]
+
+
+def latent_append_fp8(cache: Array, side: Array, kv_c: Array, k_pe: Array, start: Array) -> tuple[Array, Array, Array]:
+    """Group by group; the two divisions are float32's, as defined."""
+    rope, width = k_pe.shape[2], kv_c.shape[2] // (side.shape[2] - k_pe.shape[2])
+    numbers, scales = np.empty(kv_c.shape), np.empty((*kv_c.shape[:2], kv_c.shape[2] // width))
+    for b, s, g in np.ndindex(scales.shape):
+        group = kv_c[b, s, g * width : (g + 1) * width]
+        scales[b, s, g] = bf16(max(np.abs(group).max(), np.float32(1e-30)) / np.float32(448))
+        numbers[b, s, g * width : (g + 1) * width] = on_grid(group / np.float32(scales[b, s, g]), 4, -5, 448.0)
+    updated = latent_append(cache.astype(np.float64), numbers, numbers[..., :0], start)
+    updated_side = latent_append(side.astype(np.float64), bf16(k_pe), scales, start)
+    longest = max(start) + kv_c.shape[1]
+    seen, beside = updated[:, :longest], updated_side[:, :longest]
+    columns = np.repeat(beside[..., rope:], width, axis=2)
+    return updated, updated_side, np.concatenate([seen * columns, beside[..., :rope]], axis=2)
+
+
 def mla_attention(q_nope: Array, q_pe: Array, cache: Array, kv_b: Array, start: Array, scale: float) -> Array:
     """One query and head at a time; a query sees only what the cache holds up to its own position."""
     batch, queries, heads, nope = q_nope.shape

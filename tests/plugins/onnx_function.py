@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from dsv3export.graphs.opset import IR_VERSION, OPSET
 from dsv3export.graphs.packing import PACKINGS
 from dsv3export.plugins import DOMAIN, OPS
 from dsv3export.plugins.dims import bind_dims, static_dims
-from dsv3export.plugins.registry import Op
+from dsv3export.plugins.registry import Op, Port
 from tests.plugins.cases import Case
 
 Array = npt.NDArray[Any]
@@ -59,23 +60,26 @@ def packed_inputs(case: Case) -> dict[str, Array]:
 
 def run_function(op: Op, text: str, inputs: Mapping[str, Array]) -> list[Array]:
     """The results of `text`, called by a dsv3 node; every dimension of the inputs is left open."""
-    imports = ", ".join(f'"{domain}": {version}' for domain, version in _IMPORTS.items())
+    versions = {**_IMPORTS, "": max(OPSET, op.opset)}
+    imports = ", ".join(f'"{domain}": {version}' for domain, version in versions.items())
     function = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: [{imports}]>{text}')
+    updated = dict(op.aliases)
+    inputs = {port: _graph_bits(array) if port in updated.values() else array for port, array in inputs.items()}
     outputs = [port.name for port in op.outputs]
     node = onnx.helper.make_node(op.name, list(inputs), outputs, domain=DOMAIN)
     graph = onnx.helper.make_graph(
         [node],
         "call",
         [_info(name, array) for name, array in inputs.items()],
-        [onnx.helper.make_tensor_value_info(port.name, _TYPES[port.dtypes[0]], None) for port in op.outputs],
+        [onnx.helper.make_tensor_value_info(port.name, _output_type(op, port, inputs), None) for port in op.outputs],
     )
-    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in _IMPORTS.items()]
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
     model = onnx.helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=IR_VERSION)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     results = session.run_with_ort_values(outputs, {name: _ort_value(array) for name, array in inputs.items()})
-    return [result.numpy() for result in results]
+    return [_from_ort(result) for result in results]
 
 
 def uses_only_standard_ops(text: str) -> bool:
@@ -83,6 +87,28 @@ def uses_only_standard_ops(text: str) -> bool:
     imports = f'"": {OPSET}, "{DOMAIN}": 1'
     function = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: [{imports}]>{text}')
     return all(node.domain == "" for node in function.node)
+
+
+def _graph_bits(array: Array) -> Array:
+    """A cache as the lowered graph has it."""
+    return array.view(np.int8) if array.dtype == NUMPY["F8_E4M3"] else array
+
+
+def _output_type(op: Op, port: Port, inputs: Mapping[str, Array]) -> int:
+    """That of the input which it updates, if it does."""
+    if port.name not in dict(op.aliases):
+        return _TYPES[port.dtypes[0]]
+    dtype = inputs[dict(op.aliases)[port.name]].dtype
+    return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
+
+
+def _from_ort(value: onnxruntime.OrtValue) -> Array:
+    """A copy; the bits of a float8 cache as such."""
+    if value.data_type() == "tensor(bfloat16)":
+        memory = (ctypes.c_uint16 * int(np.prod(value.shape()))).from_address(value.data_ptr())
+        return np.array(memory, np.uint16).view(NUMPY["BF16"]).reshape(value.shape())
+    array: Array = value.numpy()
+    return array.view(NUMPY["F8_E4M3"]) if array.dtype == np.int8 else array
 
 
 def _ort_value(array: Array) -> onnxruntime.OrtValue:

@@ -10,6 +10,7 @@ import pytest
 
 from dsv3export.graphs.lower.onnxruntime.ops import ROWS
 from dsv3export.plugins import OPS
+from tests.plugins.agreement import assert_agrees
 from tests.plugins.cases import Case, cases, mla_case
 from tests.plugins.onnx_function import (
     Array,
@@ -30,10 +31,7 @@ ROUNDING = ("MlaAttentionInt",)
 
 def check(case: Case, results: list[Array]) -> None:
     for port, actual, expected in zip(OPS[case.op].outputs, results, case.expected(), strict=True):
-        if port.name == "ids":
-            assert actual.tolist() == expected.tolist()
-        else:
-            assert_op_close(actual, expected, f"{case}.{port.name}")
+        assert_agrees(case, port.name, actual, expected)
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)

@@ -9,11 +9,17 @@ import pytest
 import torch
 
 from dsv3export.dtypes import NUMPY
+from dsv3export.graphs.tensors import numpy_array
+from dsv3export.graphs.tensors import torch_tensor as torch_of
 from dsv3export.plugins import OPS
 from dsv3export.plugins.latent_append.op import append_in_place, latent_append
 from dsv3export.plugins.mla_attention.op import absorbed, decompressed
+from tests.plugins.agreement import assert_agrees
 from tests.plugins.cases import Array, Case, cases
 from tests.support.compare import assert_op_close
+
+# How many rows they read depends on `start`.
+READING = ("LatentAppendHalf", "LatentAppendFp8")
 
 
 def tensors(case: Case) -> list[torch.Tensor | None]:
@@ -23,11 +29,8 @@ def tensors(case: Case) -> list[torch.Tensor | None]:
 
 
 def torch_tensor(array: Array) -> torch.Tensor:
-    """A copy; torch does not know ml_dtypes' types."""
-    known = {NUMPY["F8_E4M3"]: torch.float8_e4m3fn, NUMPY["BF16"]: torch.bfloat16}
-    if array.dtype not in known:
-        return torch.from_numpy(array.copy())
-    return torch.from_numpy(array.view(f"u{array.itemsize}").copy()).view(known[array.dtype])
+    """A copy."""
+    return torch_of(array.copy())
 
 
 def torch_op(case: Case) -> Any:
@@ -43,10 +46,7 @@ def call(case: Case) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_agrees_with_the_float64_reference(case: Case) -> None:
     for port, actual, expected in zip(OPS[case.op].outputs, call(case), case.expected(), strict=True):
-        if port.name == "ids":
-            assert actual.tolist() == expected.tolist()
-        else:
-            assert_op_close(actual, expected, f"{case}.{port.name}")
+        assert_agrees(case, port.name, numpy_array(actual), expected)
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
@@ -54,7 +54,7 @@ def test_kernel_is_the_op(case: Case) -> None:
     """The executor calls `Op.kernel`, the reference model the torch op."""
     result: Any = OPS[case.op].kernel(*tensors(case), *case.attributes.values())
     for actual, expected in zip(result if isinstance(result, tuple) else (result,), call(case), strict=True):
-        assert torch.equal(actual, expected)
+        assert numpy_array(actual).tobytes() == numpy_array(expected).tobytes()
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
@@ -67,7 +67,7 @@ def test_registration(case: Case) -> None:
     torch.library.opcheck(torch_op(case).default, arguments, test_utils=tests)
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", [case for case in cases() if case.op not in READING], ids=str)
 def test_meta_tensors_give_the_shapes_of_the_results(case: Case) -> None:
     metas = [tensor if tensor is None else tensor.to("meta") for tensor in tensors(case)]
     result: Any = torch_op(case)(*metas, *case.attributes.values())

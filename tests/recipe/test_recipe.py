@@ -145,6 +145,7 @@ def test_json_spells_everything_out_in_a_fixed_order() -> None:
     int4, int8 = {"format": "int4"} | ints, {"format": "int8"} | ints | {"method": "rtn"}
     expected = {
         "precision": "int4",
+        "cache": "fp32",
         "components": dict.fromkeys(LAYER_COMPONENTS, int4) | {"head": int8, "embedding": {"format": "bf16"}},
     }
     assert json.dumps(Recipe.for_precision("int4").to_json()) == json.dumps(expected)

@@ -128,7 +128,7 @@ def test_a_session_on_a_device_computes_the_same(tiny_engine: Path) -> None:
     """Ragged steps over ranges of slots: weights from files, cache in buffers of the device, both in place."""
     files = EngineFiles.open(tiny_engine)
     here, there = OnnxRuntimeSession(files, 1), OnnxRuntimeSession(files, 1, Elsewhere())
-    caches = [LatentCache(one.cache_layers, 3, 12, one.cache_width) for one in (here, there)]
+    caches = [LatentCache(one.cache_layout, 3, 12) for one in (here, there)]
     random, start = np.random.default_rng(5), np.zeros(3, np.int64)
     for first, last, length in [(0, 1, 4), (1, 3, 2), (0, 3, 1), (2, 3, 5), (0, 3, 1)]:
         slots = range(first, last)
@@ -140,12 +140,12 @@ def test_a_session_on_a_device_computes_the_same(tiny_engine: Path) -> None:
         )
         np.testing.assert_allclose(theirs, ours, atol=2e-5)
         start[first:last] += length
-    assert not any(caches[1].view(layer, range(3)).any() for layer in range(there.cache_layers)), "host memory was used"
+    assert not any(view.any() for _, view in caches[1].inputs(range(3))), "host memory was used"
 
 
 def test_device_memory_of_a_cache_lives_as_long_as_the_cache(tiny_engine: Path) -> None:
     session = OnnxRuntimeSession(EngineFiles.open(tiny_engine), 1, Elsewhere())
-    cache = LatentCache(session.cache_layers, 1, 4, session.cache_width)
+    cache = LatentCache(session.cache_layout, 1, 4)
     session.step(np.array([[1]]), np.array([0]), cache, range(1), np.array([0]))
     assert len(session._device_caches) == 1
     del cache

@@ -21,7 +21,7 @@ from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.writer import EngineWriter
 from dsv3export.errors import BackendError, EngineError, InternalError
 from dsv3export.recipe import Recipe
-from dsv3export.runtime.latent_cache import LatentCache
+from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 from tests.runtime.toy_model import LAYERS, WIDTH, ToySession, onnx_graph, planned
 
@@ -34,7 +34,7 @@ def session(toy_engine_path: Path) -> OnnxRuntimeSession:
 
 
 def new_cache(slots: int = 3, capacity: int = 20) -> LatentCache:
-    return LatentCache(LAYERS, slots, capacity, WIDTH)
+    return LatentCache(CacheLayout(LAYERS, WIDTH), slots, capacity)
 
 
 def ints(*values: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
@@ -42,7 +42,7 @@ def ints(*values: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
 
 
 def test_reads_its_sizes_from_the_graph(session: OnnxRuntimeSession) -> None:
-    assert (session.cache_layers, session.cache_width, session.vocab_size) == (LAYERS, WIDTH, 2048)
+    assert (session.cache_layout, session.vocab_size) == (CacheLayout(LAYERS, WIDTH), 2048)
 
 
 def test_any_sequence_of_steps_agrees_with_the_toy_model(session: OnnxRuntimeSession) -> None:
@@ -145,7 +145,7 @@ from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 
 session = OnnxRuntimeSession(EngineFiles.open(sys.argv[1]), threads=1)
 for capacity in (256, 1 << 20):
-    cache = LatentCache(session.cache_layers, 1, capacity, session.cache_width)
+    cache = LatentCache(session.cache_layout, 1, capacity)
     for start in range(200):
         session.step(np.array([[1]]), np.array([start]), cache, range(1), np.array([0]))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -203,7 +203,7 @@ def test_bf16_and_fp8_weights_and_references(tmp_path: Path, tiny_fp8: Path) -> 
     files = EngineFiles.open(tmp_path / "engine")
     assert files.entries["norm"].location == "checkpoint"
     session = OnnxRuntimeSession(files, threads=1)
-    logits = session.step(np.array([[1]]), ints(0), LatentCache(1, 1, 4, 4), range(1), ints(0))
+    logits = session.step(np.array([[1]]), ints(0), LatentCache(CacheLayout(1, 4), 1, 4), range(1), ints(0))
     stored = Checkpoint.open(tiny_fp8).array("model.layers.1.post_attention_layernorm.weight").astype(np.float32)
     expected = stored + np.arange(256).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
     assert np.array_equal(logits[0], expected)

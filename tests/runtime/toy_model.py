@@ -19,7 +19,7 @@ from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, Manifest
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import EngineWriter
 from dsv3export.recipe import Recipe
-from dsv3export.runtime.latent_cache import LatentCache
+from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 from dsv3export.runtime.session import IntArray, Logits
 
 LAYERS, WIDTH = 2, 24
@@ -35,7 +35,7 @@ def weights(vocab: int) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
 class ToySession:
     """The model in numpy; records the shape of each step."""
 
-    cache_layers, cache_width = LAYERS, WIDTH
+    cache_layout = CacheLayout(LAYERS, WIDTH)
 
     def __init__(self, vocab: int) -> None:
         self.vocab_size = vocab

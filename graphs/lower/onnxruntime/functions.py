@@ -10,13 +10,17 @@ from dsv3export.graphs.opset import OPSET
 ORT_DOMAIN = "com.microsoft"
 # Apart from the ops' own domain: there a node has the op's attributes, here they are part of the function.
 FUNCTION_DOMAIN = "dsv3.lowered"
-_HEADER = f'<domain: "{FUNCTION_DOMAIN}", opset_import: ["": {OPSET}, "{ORT_DOMAIN}": 1]>'
 
 
 class OpFunctions:
-    """Hands out function names for function texts; an op with two texts gets two functions."""
+    """Hands out function names for function texts; an op with two texts gets two functions.
 
-    def __init__(self) -> None:
+    Args:
+        opset: The version of the ONNX standard that all of them are written in.
+    """
+
+    def __init__(self, opset: int = OPSET) -> None:
+        self._header = f'<domain: "{FUNCTION_DOMAIN}", opset_import: ["": {opset}, "{ORT_DOMAIN}": 1]>'
         self._by_text: dict[str, ir.Function] = {}
         self._names: set[str] = set()
 
@@ -24,7 +28,7 @@ class OpFunctions:
         """The name of the function with this text, whose own name in the text is `op_name`."""
         if text not in self._by_text:
             name = op_name if op_name not in self._names else f"{op_name}_{len(self._by_text)}"
-            parsed = onnx.parser.parse_function(_HEADER + text)
+            parsed = onnx.parser.parse_function(self._header + text)
             parsed.name = name
             self._by_text[text] = ir.serde.deserialize_function(parsed)
             self._names.add(name)

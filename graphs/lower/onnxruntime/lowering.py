@@ -8,9 +8,10 @@ import onnx_ir as ir
 
 from dsv3export.graphs.lower.onnxruntime.functions import FUNCTION_DOMAIN, ORT_DOMAIN, OpFunctions
 from dsv3export.graphs.lower.onnxruntime.ops import Row, row
+from dsv3export.graphs.opset import OPSET
 from dsv3export.graphs.rewrite import GraphWithWeights, KindRewriter, rebuild
 from dsv3export.graphs.spec import dims_of
-from dsv3export.graphs.values import like
+from dsv3export.graphs.values import is_weight, like
 from dsv3export.plugins import DOMAIN, OPS
 from dsv3export.plugins.dims import bind_dims, static_dims
 
@@ -29,6 +30,7 @@ def lower(before: GraphWithWeights, embedding_dtype: str, row_of: Callable[[str]
         e = dsv3::MoEExperts(x, ids, weights, gate, up, down)
                                             e = dsv3.lowered::MoEExperts(x, ids, weights, gate_up, down)
         h = Gather(embed_tokens.weight, i)  h = Cast(Gather(embed_tokens.weight, i)), the table as stored
+        latent_cache.0: f8[B, T, Dc]        latent_cache.0: i8[B, T, Dc], the same bits
 
     Args:
         embedding_dtype: safetensors dtype of the embedding table in the engine.
@@ -37,19 +39,44 @@ def lower(before: GraphWithWeights, embedding_dtype: str, row_of: Callable[[str]
     Returns:
         A graph that carries every function that it calls.
     """
-    op_functions = OpFunctions()
+    opset = max([OPSET, *(OPS[node.op_type].opset for node in _dsv3_nodes(before.model))])
+    op_functions = OpFunctions(opset)
     kinds = {}
+    _caches_as_bits(before.model)
     for function in before.model.functions.values():
         rewriter = KindRewriter(function)
         for node in [node for node in function if node.domain == DOMAIN]:
             _lower_node(rewriter, node, op_functions, row_of)
+        if opset > OPSET:
+            _fuse_swish(rewriter)
         if function.name == "embed":
             _store_embedding(rewriter, embedding_dtype)
         kinds[function.name] = rewriter.finish()
-        function.opset_imports[FUNCTION_DOMAIN] = 1
+        function.opset_imports.update({"": opset, FUNCTION_DOMAIN: 1})
     after = rebuild(before, kinds, [*before.model.functions.values(), *op_functions.all()])
-    after.model.graph.opset_imports[ORT_DOMAIN] = 1
+    after.model.graph.opset_imports.update({"": opset, ORT_DOMAIN: 1})
     return after
+
+
+def _fuse_swish(rewriter: KindRewriter) -> None:
+    """ONNX Runtime has no Swish of its own, and does not inline opset 24's into a model of a later one."""
+    for node in [node for node in rewriter.function if (node.domain, node.op_type) == ("", "Swish")]:
+        inputs = [value for value in node.inputs if value is not None]
+        rewriter.replace(node, "QuickGelu", ORT_DOMAIN, inputs, {"alpha": 1.0})
+    rewriter.function.opset_imports[ORT_DOMAIN] = 1
+
+
+def _dsv3_nodes(model: ir.Model) -> list[ir.Node]:
+    return [node for function in model.functions.values() for node in function if node.domain == DOMAIN]
+
+
+def _caches_as_bits(model: ir.Model) -> None:
+    """A float8 cache becomes int8: ONNX Runtime writes and slices no float8."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        for value in [*graph.inputs, *(result for node in graph for result in node.outputs)]:
+            if value.dtype == ir.DataType.FLOAT8E4M3FN and not is_weight(value):
+                value.dtype = ir.DataType.INT8
 
 
 def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions, row_of: Callable[[str], Row]) -> None:
