@@ -1,4 +1,4 @@
-"""Starts a worker process with threads that sleep when they have nothing to do, and again if it was disturbed."""
+"""Starts a worker process, and again if it was disturbed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from typing import Any
 from benchmarks.meters import wait_until_quiet
 
 _ROOT = Path(__file__).resolve().parents[1]
-# A thread that spins shows as CPU time and takes cores from others: both clocks would lie on a busy machine. libgomp
-# and Intel's OpenMP read these once, when they are loaded.
-_NO_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -23,16 +20,21 @@ class WorkerError(Exception):
 
 
 def run_worker(kind: str, threads: int, **job: Any) -> dict[str, Any]:
-    """Run one job of `benchmarks.worker` to its end; returns its result. Raises WorkerError."""
+    """Run one job of `benchmarks.worker` to its end; returns its result. Raises WorkerError.
+
+    How threads wait for work is left to each program: a spinning thread shows as CPU time, but made to sleep
+    (OMP_WAIT_POLICY=PASSIVE) llama.cpp decodes at half its speed with two threads. So CPU time says something with
+    one thread only, and wall time on a quiet machine only.
+    """
     environment = {
-        **os.environ, **_NO_SPINNING, **_OFFLINE,
+        **os.environ, **_OFFLINE,
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1",
     }  # fmt: skip
     text = json.dumps({"kind": kind, "threads": threads, **job}, default=str)
     command = [sys.executable, "-m", "benchmarks.worker", text]
     done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise WorkerError(f"{kind} {job.get('subject', '')}: {done.stderr[-3000:]}")
+        raise WorkerError(f"{kind} {job.get('model', '')} ended with {done.returncode}: {done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -40,19 +42,18 @@ def run_worker(kind: str, threads: int, **job: Any) -> dict[str, Any]:
 def run_undisturbed(
     kind: str, threads: int, max_others: float, tries: int, patience: float, **job: Any
 ) -> dict[str, Any]:
-    """As `run_worker`, up to `tries` times until other programs kept away while decode passes were measured.
+    """As `run_worker`, up to `tries` times until other programs kept away while it measured.
 
     Args:
-        max_others: How many cores others may keep busy, on average over a pass, without being in the way.
+        max_others: How many cores others may keep busy, on average, without being in the way.
         patience: Seconds to wait before each try for others to become quiet, at most.
 
     Returns:
-        The result that was disturbed least, with "others" (cores, in its worst pass) and "disturbed" added.
+        The result that was disturbed least, its "others" in cores, with "disturbed" added.
     """
     results: list[dict[str, Any]] = []
     while not results or (results[-1]["disturbed"] and len(results) < tries):
         wait_until_quiet(max_others, patience)
         result = run_worker(kind, threads, **job)
-        others = max(span["others"] for span in result["decode"])
-        results.append({**result, "others": others, "disturbed": others > max_others})
+        results.append({**result, "disturbed": result["others"] > max_others})
     return min(results, key=lambda result: float(result["others"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,6 +31,15 @@ class Limits:
     read_bytes_per_second: float
     float32_flop_per_second: float
     array_bytes: int
+
+    @classmethod
+    def best(cls, measured: Sequence[Limits]) -> Limits:
+        """The best of each, as measured at several times."""
+        return cls(
+            max(limits.read_bytes_per_second for limits in measured),
+            max(limits.float32_flop_per_second for limits in measured),
+            measured[0].array_bytes,
+        )
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

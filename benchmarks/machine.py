@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("dsv3export", "onnxruntime", "torch", "transformers", "numpy")
+_PACKAGES = ("dsv3export", "onnxruntime", "torch", "transformers", "numpy", "llama-cpp-python", "gguf")
 
 
 def machine_facts() -> dict[str, Any]:
@@ -21,9 +21,16 @@ def machine_facts() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {package: version(package) for package in _PACKAGES},
+        "packages": {package: _version(package) for package in _PACKAGES},
         "load_average": list(os.getloadavg()),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:

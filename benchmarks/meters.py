@@ -67,9 +67,12 @@ def peak_rss_bytes() -> int:
     return _status_bytes("VmHWM")
 
 
-def anonymous_rss_bytes() -> int:
-    """Resident memory now that no file backs, i.e. that the system cannot take back without swapping."""
-    return _status_bytes("RssAnon")
+def memory_bytes() -> dict[str, int]:
+    """Resident memory now: "anonymous", which the system cannot take back without swapping, and "file", which it can.
+
+    Mapped weights are of the second kind, and resident as far as they were read.
+    """
+    return {"anonymous_rss_bytes": _status_bytes("RssAnon"), "file_rss_bytes": _status_bytes("RssFile")}
 
 
 def _status_bytes(key: str) -> int:

@@ -43,7 +43,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "vocab_size": 512,
         "hidden_size": 128,
         "intermediate_size": 256,
-        "moe_intermediate_size": 64,
+        "moe_intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,

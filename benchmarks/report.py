@@ -6,61 +6,104 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-_ROWS = {
-    "prefill tokens/s, wall": "prefill_tokens_per_s_wall",
-    "prefill tokens/s, CPU": "prefill_tokens_per_s_cpu",
-    "decode tokens/s, wall": "decode_tokens_per_s_wall",
-    "decode tokens/s, CPU": "decode_tokens_per_s_cpu",
-    "start until ready, s": "ready_s_wall",
-    "peak memory, GB": "peak_rss_gb",
-    "of it private, GB": "anonymous_rss_gb",
-}
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH = 160  # of a table in a file; a terminal has its own
 
 
 def print_report(result: Mapping[str, Any]) -> None:
-    """Medians with (lowest-highest), and ratios ours / theirs."""
+    """Medians with (lowest-highest), and ratios ours / theirs: of CPU time with one thread, of wall time with more."""
+    console = table_console()
     machine, model = result["machine"], result["model"]
-    print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average'][0]:.1f} at the start")
-    print(
+    console.print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average'][0]:.1f} at the start")
+    console.print(
         f"model {model['preset']}: {model['parameters'] / 1e6:.0f} M parameters, {model['active'] / 1e6:.0f} M active"
     )
-    builds = result["build"]
+    for name, builds in result["build"].items():
+        if builds:
+            console.print(_build_line(name, builds))
+    for threads, found in result["threads"].items():
+        clock = "cpu" if threads == "1" else "wall"
+        console.print(f"\nthreads: {threads}; speeds by {'CPU' if clock == 'cpu' else 'wall'} time")
+        console.print(_speeds(result, found, clock))
+        console.print(_ratios(found, clock))
+        _print_limits(console, found)
+        for name, one in found["agreement"].items():
+            console.print(f"{'same model' if one['agree'] else 'ANOTHER MODEL'}: {name} ({_facts(one)})")
+        disturbed = [run["others"] for runs in found["runs"].values() for run in runs if run["disturbed"]]
+        if disturbed:
+            console.print(f"disturbed by other programs: {len(disturbed)} runs, by up to {max(disturbed):.1f} cores")
+
+
+def table_console() -> Console:
+    """stdout, wide enough for a table where it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
+
+
+def _build_line(name: str, builds: list[Mapping[str, Any]]) -> str:
     wall, peak = (
         median(values) for values in ([b["total"]["wall"] for b in builds], [b["peak_rss_bytes"] for b in builds])
     )
-    print(f"build: {wall:.1f} s, peak memory {peak / 1e9:.2f} GB, engine {builds[0]['engine_bytes'] / 1e9:.2f} GB")
-    for threads, found in result["threads"].items():
-        print(f"\nthreads: {threads}")
-        _print_table(found)
-        _print_limits(found)
-        for subject, one in found["agreement"].items():
-            print(
-                f"same model as {subject}: {'yes' if one['agree'] else 'NO'} (logits within "
-                f"{one['max_abs_logit_difference']:.1e}, {one['same_tokens']}/{one['tokens']} tokens the same)"
-            )
-        disturbed = [run["others"] for runs in found["runs"].values() for run in runs if run["disturbed"]]
-        if disturbed:
-            print(f"disturbed by other programs: {len(disturbed)} runs, by up to {max(disturbed):.1f} cores")
+    return (
+        f"build of {name}: {wall:.1f} s, peak memory {peak / 1e9:.2f} GB, "
+        f"engine {builds[0]['engine_bytes'] / 1e9:.2f} GB"
+    )
 
 
-def _print_table(found: Mapping[str, Any]) -> None:
-    header = [*found["subjects"], *(f"/ {subject}" for subject in found["ratios"])]
-    columns = [*found["subjects"].values(), *found["ratios"].values()]
-    print(f"{'':24}" + "".join(f"{title:>24}" for title in header))
-    for title, name in _ROWS.items():
-        print(f"{title:24}" + "".join(f"{_cell(column[name]):>24}" for column in columns))
+def _speed_columns(found: Mapping[str, Any], clock: str) -> dict[str, str]:
+    """Titles by figure: each length of prefill, then decode."""
+    figures = next(iter(found["subjects"].values()))
+    ending = f"_tokens_per_s_{clock}"
+    return {name: name.removesuffix(ending).replace("_", " ") for name in figures if name.endswith(ending)}
+
+
+def _speeds(result: Mapping[str, Any], found: Mapping[str, Any], clock: str) -> Table:
+    columns = _speed_columns(found, clock)
+    table = Table("tokens/s", *columns.values(), "of bandwidth", "ready, s", "weights, GB", "resident", "private")
+    for name, figures in found["subjects"].items():
+        table.add_row(
+            name,
+            *(_cell(figures[column]) for column in columns),
+            f"{found['shares_of_limits'][name]['decode_of_read_bandwidth']:.0%}",
+            _cell(figures["ready_s_wall"]),
+            f"{result['weights'][name]['total'] / 1e9:.2f}",
+            f"{figures['resident_gb']['median']:.2f}",
+            f"{figures['anonymous_rss_gb']['median']:.2f}",
+        )
+    return table
+
+
+def _ratios(found: Mapping[str, Any], clock: str) -> Table:
+    columns = _speed_columns(found, clock)
+    table = Table("ours / theirs", *columns.values())
+    for ours, others in found["ratios"].items():
+        for theirs, figures in others.items():
+            table.add_row(f"{ours} / {theirs}", *(_cell(figures[column]) for column in columns))
+    return table
 
 
 def _cell(spread: Mapping[str, float]) -> str:
-    digits = 2 if spread["high"] < 20 else 1
+    digits = 2 if spread["high"] < 20 else 1 if spread["high"] < 200 else 0
     return f"{spread['median']:.{digits}f} ({spread['low']:.{digits}f}-{spread['high']:.{digits}f})"
 
 
-def _print_limits(found: Mapping[str, Any]) -> None:
-    limits, shares = found["limits"], found["shares_of_limits"]
-    print(
+def _print_limits(console: Console, found: Mapping[str, Any]) -> None:
+    limits = found["limits"]
+    console.print(
         f"limits: reads {limits['read_bytes_per_second'] / 1e9:.1f} GB/s, multiplies float32 at "
-        f"{limits['float32_flop_per_second'] / 1e9:.0f} GFLOP/s; our decode reads weights at "
-        f"{shares['decode_of_read_bandwidth']:.0%} of the one, our prefill computes at "
-        f"{shares['prefill_of_matmul']:.0%} of the other"
+        f"{limits['float32_flop_per_second'] / 1e9:.0f} GFLOP/s"
+    )
+
+
+def _facts(agreement: Mapping[str, Any]) -> str:
+    if "tokens" in agreement:
+        return (
+            f"logits within {agreement['max_abs_logit_difference']:.1e}, "
+            f"{agreement['same_tokens']}/{agreement['tokens']} tokens the same"
+        )
+    return (
+        f"logits {agreement['relative_logit_error']:.3f} from float32, likeliest token the same at "
+        f"{agreement['same_top_token']:.0%} of positions"
     )

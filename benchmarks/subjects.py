@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
+Options = Mapping[str, str]
 
 
-class Subject(Protocol):
+class Model(Protocol):
     """A model that is loaded and ready."""
 
     def stream(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
@@ -26,17 +27,19 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True)
-class Paths:
-    """The same model as the subjects want it."""
+class Subject:
+    """What is compared under `name`: a program of `PROGRAMS`, the file or folder that it loads, and how."""
 
-    checkpoint: Path
-    engine: Path
+    name: str
+    program: str
+    model: Path
+    options: Options = field(default_factory=dict)
 
 
-def _dsv3export(paths: Paths, threads: int) -> Subject:
+def _dsv3export(engine_folder: Path, threads: int, capacity: int, options: Options) -> Model:
     from dsv3export import Engine
 
-    engine = Engine.load(paths.engine, threads=threads)
+    engine = Engine.load(engine_folder, threads=threads, capacity=capacity)
 
     class Ours:
         def stream(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
@@ -49,13 +52,20 @@ def _dsv3export(paths: Paths, threads: int) -> Subject:
     return Ours()
 
 
-def _transformers(paths: Paths, threads: int, options: Mapping[str, str]) -> Subject:
+def _llama_cpp(file: Path, threads: int, capacity: int, options: Options) -> Model:
+    from benchmarks.llama_cpp_model import LlamaCppModel
+
+    return LlamaCppModel(file, threads, capacity)
+
+
+def _transformers(checkpoint: Path, threads: int, capacity: int, options: Options) -> Model:
     """A plain loop over `forward`, without what `generate` adds; the head runs for the last token only."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(paths.checkpoint, dtype=torch.float32, **options)
+    settings = {**options, "dtype": getattr(torch, options["dtype"])}
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, **settings)
     model.train(False)
 
     class Theirs:
@@ -70,17 +80,23 @@ def _transformers(paths: Paths, threads: int, options: Mapping[str, str]) -> Sub
 
         @torch.inference_mode()
         def logits(self, token_ids: Sequence[int]) -> Logits:
-            found: Logits = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0].numpy()
+            found: Logits = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0].float().numpy()
             return found
 
     return Theirs()
 
 
-OURS = "dsv3export"
-EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
-SUBJECTS: Mapping[str, Callable[[Paths, int], Subject]] = {
-    OURS: _dsv3export,
-    "transformers eager": lambda paths, threads: _transformers(paths, threads, EAGER),
-    "transformers default": lambda paths, threads: _transformers(paths, threads, {}),
+PROGRAMS: Mapping[str, Callable[[Path, int, int, Options], Model]] = {
+    "dsv3export": _dsv3export,
+    "llama.cpp": _llama_cpp,
+    "transformers": _transformers,
 }
-"""By the name in the results. Transformers' defaults on a CPU are sdpa attention and grouped_mm experts."""
+"""How each is loaded: what, by how many threads, for how many tokens at most, and with which options."""
+
+
+def transformers(checkpoint: Path, dtype: str, implementation: str) -> Subject:
+    """transformers' DeepseekV3ForCausalLM; its "default" on a CPU is sdpa attention and grouped_mm experts."""
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    options = {"dtype": dtype, **(eager if implementation == "eager" else {})}
+    short = {"float32": "f32", "bfloat16": "bf16"}[dtype]
+    return Subject(f"transformers {short} {implementation}", "transformers", checkpoint, options)

@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.meters import Span, anonymous_rss_bytes, peak_rss_bytes, since_process_start, timed
-from benchmarks.subjects import SUBJECTS, Paths, Subject
+from benchmarks.meters import Span, memory_bytes, peak_rss_bytes, since_process_start, timed
+from benchmarks.subjects import PROGRAMS, Model
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One round of what is measured: a prefill of each length, and decode steps after the first of them."""
+
+    prefill: dict[int, Span]
+    decode: Span
+    token_ids: list[int]
 
 
 def build(job: dict[str, Any]) -> dict[str, Any]:
     """Checkpoint -> engine, start-up and imports included."""
     from dsv3export.graphs.build import build_engine
 
-    report = build_engine(job["checkpoint"], job["engine"], force=True)
+    report = build_engine(job["checkpoint"], job["engine"], precision=job["precision"], force=True)
     total = since_process_start()
     return {"total": asdict(total), "engine_bytes": report.engine_bytes, "peak_rss_bytes": peak_rss_bytes()}
 
@@ -33,34 +42,55 @@ def limits(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def generate(job: dict[str, Any]) -> dict[str, Any]:
-    """Load, one pass to warm up, then the measured passes; logits of the prompt go to the file `logits`."""
-    subject = SUBJECTS[job["subject"]](Paths(Path(job["checkpoint"]), Path(job["engine"])), job["threads"])
+    """Load, one pass to warm up, then the measured passes; logits of the first length go to the file `logits`."""
+    model = _load(job)
     ready = since_process_start()
-    prompt, new_tokens = job["prompt"], job["new_tokens"]
-    _pass(subject, prompt, new_tokens)
-    passes = [_pass(subject, prompt, new_tokens) for _ in range(job["passes"])]
-    memory = {"peak_rss_bytes": peak_rss_bytes(), "anonymous_rss_bytes": anonymous_rss_bytes()}
-    np.save(job["logits"], subject.logits(prompt))
+    prompt, lengths, new_tokens = job["prompt"], job["prefill_tokens"], job["new_tokens"]
+    _pass(model, prompt, lengths, min(new_tokens, 2))
+    with timed() as all_passes:
+        passes = [_pass(model, prompt, lengths, new_tokens) for _ in range(job["passes"])]
+    memory = {**memory_bytes(), "peak_rss_bytes": peak_rss_bytes()}
+    _save_logits(model, job)
     return {
         "ready": asdict(ready),
-        "prefill": [asdict(prefill) for prefill, _, _ in passes],
-        "decode": [asdict(decode) for _, decode, _ in passes],
-        "token_ids": passes[-1][2],
+        "prefill": {str(length): [asdict(one.prefill[length]) for one in passes] for length in lengths},
+        "decode": [asdict(one.decode) for one in passes],
+        "token_ids": passes[-1].token_ids,
+        "others": all_passes.others,
         **memory,
     }
 
 
-def _pass(subject: Subject, prompt: list[int], new_tokens: int) -> tuple[Span, Span, list[int]]:
-    """(prefill up to the first token, `new_tokens` decode steps, all tokens)."""
-    stream = subject.stream(prompt, 1 + new_tokens)
-    with timed() as prefill:
-        first = next(stream)
-    with timed() as decode:
-        rest = list(stream)
-    return prefill, decode, [first, *rest]
+def reference(job: dict[str, Any]) -> dict[str, Any]:
+    """Load and compute logits only: what the subjects' logits are measured by."""
+    _save_logits(_load(job), job)
+    return {}
 
 
-KINDS = {"build": build, "limits": limits, "generate": generate}
+def _load(job: dict[str, Any]) -> Model:
+    capacity = max(job["prefill_tokens"]) + job["new_tokens"] + 1
+    return PROGRAMS[job["program"]](Path(job["model"]), job["threads"], capacity, job["options"])
+
+
+def _save_logits(model: Model, job: dict[str, Any]) -> None:
+    np.save(job["logits"], model.logits(job["prompt"][: job["prefill_tokens"][0]]))
+
+
+def _pass(model: Model, prompt: list[int], lengths: list[int], new_tokens: int) -> Pass:
+    prefill: dict[int, Span] = {}
+    decode, tokens = Span(), list[int]()
+    for length in lengths:
+        first_length = not prefill
+        stream = model.stream(prompt[:length], 1 + new_tokens if first_length else 1)
+        with timed() as prefill[length]:
+            first = next(stream)
+        if first_length:
+            with timed() as decode:
+                tokens = [first, *stream]
+    return Pass(prefill, decode, tokens)
+
+
+KINDS = {"build": build, "limits": limits, "generate": generate, "reference": reference}
 
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
