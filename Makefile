@@ -3,6 +3,7 @@
 #   make setup PYTHON=python3.12              use this interpreter (3.11 or newer)
 #   make setup PIP_FLAGS="--index-url ..."    more options for pip
 #   make test PYTEST_FLAGS="-m 'not slow'"    more options for pytest
+#   make bench-setup BENCH_CMAKE_ARGS="..."   how llama.cpp is compiled
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -18,18 +19,24 @@ endif
 # Named after what it was made from, so that only a change of content (or of place, or of interpreter) makes it again.
 STAMP := $(BIN)/.installed-$(shell { cat pyproject.toml constraints.txt; echo "$(CURDIR) $(PYTHON)"; } | sha256sum | cut -c1-16)
 
+# Compiled for this machine, but without AMX: with it, llama.cpp 0.3.36 ends with a failed assertion when it loads this
+# architecture's attention (ggml-backend.cpp: cur_backend_id != -1), and a segmentation fault where that is avoided.
+NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+BENCH_CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'
+
 DEMO_ENGINE := build/tiny-dsv3.engine
 
-.PHONY: help setup demo test lint format coverage clean
+.PHONY: help setup bench-setup demo test lint format coverage clean
 
 help:
-	@echo "make setup     create $(VENV) with all that demo, tests and linters need"
-	@echo "make demo      build examples/tiny-dsv3 into an engine and let it write"
-	@echo "make test      run the test suite"
-	@echo "make lint      ruff, mypy --strict and the import contracts"
-	@echo "make format    apply ruff's fixes and formatting"
-	@echo "make coverage  run the test suite and report what it did not execute"
-	@echo "make clean     remove $(VENV) and all that was built"
+	@echo "make setup        create $(VENV) with all that demo, tests and linters need"
+	@echo "make bench-setup  add llama.cpp, compiled here in some minutes, for the benchmarks"
+	@echo "make demo         build examples/tiny-dsv3 into an engine and let it write"
+	@echo "make test         run the test suite"
+	@echo "make lint         ruff, mypy --strict and the import contracts"
+	@echo "make format       apply ruff's fixes and formatting"
+	@echo "make coverage     run the test suite and report what it did not execute"
+	@echo "make clean        remove $(VENV) and all that was built"
 
 setup: $(STAMP)
 
@@ -40,6 +47,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
 		--no-build-isolation -e ".[cpu,build,test,dev]"
 	@touch $@
+
+bench-setup: setup
+	CMAKE_ARGS="$(BENCH_CMAKE_ARGS)" $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) \
+		-c constraints.txt -c benchmarks/constraints.txt --no-binary llama-cpp-python -e ".[bench]"
 
 demo: setup
 	$(BIN)/dsv3export build examples/tiny-dsv3 -o $(DEMO_ENGINE) --force
