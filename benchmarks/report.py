@@ -1,18 +1,27 @@
-"""A result as tables for a terminal."""
+"""A result as tables for a terminal, or for a page.
+
+As a command it prints a file that another one wrote:
+
+    python -m benchmarks.report benchmarks/results/quantised-0.5b.json [--markdown]
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 160  # of a table in a file; a terminal has its own
 
 
-def print_report(result: Mapping[str, Any]) -> None:
+def print_report(result: Mapping[str, Any], table_box: box.Box = box.HEAVY_HEAD) -> None:
     """Medians with (lowest-highest), and ratios ours / theirs: of CPU time with one thread, of wall time with more."""
     console = table_console()
     machine, model = result["machine"], result["model"]
@@ -26,8 +35,9 @@ def print_report(result: Mapping[str, Any]) -> None:
     for threads, found in result["threads"].items():
         clock = "cpu" if threads == "1" else "wall"
         console.print(f"\nthreads: {threads}; speeds by {'CPU' if clock == 'cpu' else 'wall'} time")
-        console.print(_speeds(result, found, clock))
-        console.print(_ratios(found, clock))
+        for table in (_speeds(result, found, clock), _ratios(found, clock)):
+            table.box = table_box
+            console.print(table)
         _print_limits(console, found)
         for name, one in found["agreement"].items():
             console.print(f"{'same model' if one['agree'] else 'ANOTHER MODEL'}: {name} ({_facts(one)})")
@@ -86,7 +96,8 @@ def _ratios(found: Mapping[str, Any], clock: str) -> Table:
 
 def _cell(spread: Mapping[str, float]) -> str:
     digits = 2 if spread["high"] < 20 else 1 if spread["high"] < 200 else 0
-    return f"{spread['median']:.{digits}f} ({spread['low']:.{digits}f}-{spread['high']:.{digits}f})"
+    middle, low, high = (f"{spread[part]:.{digits}f}" for part in ("median", "low", "high"))
+    return middle if low == high else f"{middle} ({low}-{high})"
 
 
 def _print_limits(console: Console, found: Mapping[str, Any]) -> None:
@@ -107,3 +118,16 @@ def _facts(agreement: Mapping[str, Any]) -> str:
         f"logits {agreement['relative_logit_error']:.3f} from float32, likeliest token the same at "
         f"{agreement['same_top_token']:.0%} of positions"
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("result", type=Path, help="a file that --json wrote")
+    parser.add_argument("--markdown", action="store_true")
+    options = parser.parse_args()
+    result = json.loads(options.result.read_text(encoding="utf-8"))
+    print_report(result, box.MARKDOWN if options.markdown else box.HEAVY_HEAD)
+
+
+if __name__ == "__main__":
+    main()
