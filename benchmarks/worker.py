@@ -27,10 +27,11 @@ class Pass:
 
 
 def build(job: dict[str, Any]) -> dict[str, Any]:
-    """Checkpoint -> engine, start-up and imports included."""
+    """Checkpoint -> engine, start-up and imports included; `options` are further ones of `build_engine`."""
     from dsv3export.graphs.build import build_engine
 
-    report = build_engine(job["checkpoint"], job["engine"], precision=job["precision"], force=True)
+    options = job.get("options", {})
+    report = build_engine(job["checkpoint"], job["engine"], precision=job["precision"], force=True, **options)
     total = since_process_start()
     return {"total": asdict(total), "engine_bytes": report.engine_bytes, "peak_rss_bytes": peak_rss_bytes()}
 

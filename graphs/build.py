@@ -97,7 +97,7 @@ def build_engine(
     quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
     quantised = narrow_cache(quantised, chosen.cache, checkpoint.config)
     verify(quantised.model)
-    lowered = lower(quantised, _embedding_dtype(checkpoint, chosen))
+    lowered = lower(quantised, _embedding_dtype(checkpoint, chosen), router_dtype=_router_dtype(checkpoint, chosen))
     with EngineWriter(Path(out), force, checkpoint) as writer:
         plan = plan_weights(lowered, checkpoint, copy_weights)
         entries = _write_weights(writer, lowered, plan, Packer(checkpoint, fitted), progress or NoProgress())
@@ -144,6 +144,13 @@ def _embedding_dtype(checkpoint: Checkpoint, recipe: Recipe) -> str:
     stored = checkpoint.tensors["model.embed_tokens.weight"].dtype
     wanted = recipe.components["embedding"].format.upper()
     return wanted if stored == "F32" and wanted in ("BF16", "F16") else stored
+
+
+def _router_dtype(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    """The dtype of the routers' weights: as stored, where the recipe leaves the experts' as they may be stored, too."""
+    stored = {info.dtype for name, info in checkpoint.tensors.items() if name.endswith(".mlp.gate.weight")}
+    as_stored = recipe.components["routed_experts"].format in ("fp8", "bf16", "f16")
+    return stored.pop() if as_stored and len(stored) == 1 else "F32"
 
 
 def _locations(entries: Sequence[WeightEntry]) -> Mapping[str, Location]:

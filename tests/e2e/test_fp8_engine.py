@@ -89,10 +89,23 @@ def test_large_weights_stay_in_an_fp8_checkpoint(tmp_path: Path) -> None:
         places[name] = {entry.name for entry in report.manifest.weights if entry.location == "checkpoint"}
         logits[name] = Engine.load(tmp_path / name, threads=1).logits(token_ids(config))
     unquantised = {"model.embed_tokens.weight", "lm_head.weight"}
-    bias = {"model.layers.1.mlp.gate.e_score_correction_bias"}
+    router = {f"model.layers.1.mlp.gate.{part}" for part in ("weight", "e_score_correction_bias")}
     numbers = {entry.name for entry in report.manifest.weights if entry.dtype == "F8_E4M3"}
     with_scales = {f"{name}{suffix}" for name in numbers for suffix in ("", "_scale_inv")}
     assert "model.layers.1.mlp.experts.down_proj_scale_inv" in with_scales
-    assert places == {"fp8": with_scales | unquantised | bias, "copied": set(), "bf16": unquantised | bias}
+    assert places == {"fp8": with_scales | unquantised | router, "copied": set(), "bf16": unquantised | router}
     np.testing.assert_array_equal(logits["fp8"], logits["copied"])
     assert_close(logits["fp8"], Executor.from_checkpoint(tmp_path / "fp8.checkpoint").logits(token_ids(config)), LOGITS)
+
+
+def test_a_large_router_stays_in_the_checkpoint(tmp_path: Path) -> None:
+    """Above 1 MiB a weight is bound without a copy, and must not be folded into a float32 one."""
+    config = tiny_config(n_routed_experts=256, hidden_size=2112, moe_intermediate_size=8)
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", config, seed=8, dtype="FP8")
+    report = build_engine(checkpoint, tmp_path / "engine", precision="fp8")
+    router = {entry.name: entry for entry in report.manifest.weights}["model.layers.1.mlp.gate.weight"]
+    assert (router.location, router.dtype, router.nbytes) == ("checkpoint", "BF16", 256 * 2112 * 2)
+    expected = Executor.from_checkpoint(checkpoint, recipe=FP8).logits(token_ids(config))
+    for chunk in (1, 256):
+        engine = Engine.load(tmp_path / "engine", threads=1, prefill_chunk=chunk)
+        assert_close(engine.logits(token_ids(config)), expected, LOGITS)

@@ -80,6 +80,21 @@ def test_ops_of_the_dsv3_domain_are_gone(lowered: Lowered) -> None:
         assert {node.domain for node in function} <= {"", "com.microsoft"}
 
 
+@pytest.mark.parametrize(("stored", "packing"), [("BF16", "bfloat16"), ("F16", "float16")])
+def test_a_router_may_stay_as_stored_and_is_widened_before_the_product(
+    config: ModelConfig, stored: str, packing: str
+) -> None:
+    after = lower(GraphWithWeights.traced(graph_for(config)), "BF16", router_dtype=stored)
+    name = "model.layers.1.mlp.gate.weight"
+    assert after.weights[name] == WeightExpr(packing, name=name)
+    kind = functions(after.model)["moe_layer"]
+    widened = [node for node in kind if node.op_type == "Widen"]
+    assert [str(node.inputs[1].name) for node in widened if node.inputs[1] is not None] == ["mlp.gate.weight"]
+    (product,) = widened[0].outputs[0].consumers()
+    assert product.op_type == "Linear" and widened[0].outputs[0].dtype == ir.DataType.FLOAT
+    assert not any(node.op_type == "Widen" for node in functions(after.model)["dense_layer"])
+
+
 def test_gate_and_up_banks_become_one(lowered: Lowered) -> None:
     model, weights = lowered
     packed = weights["model.layers.1.mlp.experts.gate_up_proj"]

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from dsv3export.graphs.lower.onnxruntime.functions import FUNCTION_DOMAIN, ORT_DOMAIN, OpFunctions
 from dsv3export.graphs.lower.onnxruntime.ops import Row, row
+from dsv3export.graphs.lower.onnxruntime.router import store_router
 from dsv3export.graphs.opset import OPSET
 from dsv3export.graphs.rewrite import GraphWithWeights, KindRewriter, rebuild
 from dsv3export.graphs.spec import dims_of
@@ -15,11 +16,16 @@ from dsv3export.graphs.values import is_weight, like
 from dsv3export.plugins import DOMAIN, OPS
 from dsv3export.plugins.dims import bind_dims, static_dims
 
-# Tensor types of the safetensors dtypes that an embedding table may have.
+# Tensor types of the safetensors dtypes that an embedding table and routers may have.
 _STORED_TYPES = {"F32": ir.DataType.FLOAT, "BF16": ir.DataType.BFLOAT16, "F16": ir.DataType.FLOAT16}
 
 
-def lower(before: GraphWithWeights, embedding_dtype: str, row_of: Callable[[str], Row] = row) -> GraphWithWeights:
+def lower(
+    before: GraphWithWeights,
+    embedding_dtype: str,
+    row_of: Callable[[str], Row] = row,
+    router_dtype: str = "F32",
+) -> GraphWithWeights:
     """Lower a graph for float32 arithmetic on ONNX Runtime; the given one is used up.
 
     Given -> Result::
@@ -35,6 +41,7 @@ def lower(before: GraphWithWeights, embedding_dtype: str, row_of: Callable[[str]
     Args:
         embedding_dtype: safetensors dtype of the embedding table in the engine.
         row_of: How an op is run; the default suits ONNX Runtime on a CPU.
+        router_dtype: safetensors dtype of the routers' weights in the engine.
 
     Returns:
         A graph that carries every function that it calls.
@@ -45,6 +52,8 @@ def lower(before: GraphWithWeights, embedding_dtype: str, row_of: Callable[[str]
     _caches_as_bits(before.model)
     for function in before.model.functions.values():
         rewriter = KindRewriter(function)
+        if router_dtype != "F32":
+            store_router(rewriter, _STORED_TYPES[router_dtype], op_functions)
         for node in [node for node in function if node.domain == DOMAIN]:
             _lower_node(rewriter, node, op_functions, row_of)
         if opset > OPSET:
