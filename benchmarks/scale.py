@@ -77,7 +77,8 @@ def _recipe(precision: str, method: str) -> str:
 def _built(checkpoint: Path, engine: Path, precision: str, options: dict[str, Any]) -> dict[str, Any]:
     built = run_worker("build", 1, checkpoint=checkpoint, engine=engine, precision=precision, options=options)
     _say(
-        f"{precision} {options.get('layers', '')}: {built['total']['wall']:.1f} s, peak memory {built['peak_rss_bytes'] / 1e9:.2f} GB, "
+        f"{precision}, layers {options.get('layers', 'all')}: {built['total']['wall']:.1f} s, "
+        f"peak memory {built['peak_rss_bytes'] / 1e9:.2f} GB, "
         f"engine {built['engine_bytes'] / 1e6:,.1f} MB"
     )
     return built
