@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_command_measures_and_cleans_up(tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "result.json"
     work.mkdir()
-    options = ["--preset=smoke", "--layers=1:", f"--work-dir={work}", f"--json={out}"]
+    options = ["--preset=smoke", "--layers=1:", "--precision=int8", f"--work-dir={work}", f"--json={out}"]
     command = [sys.executable, "benchmarks/scale.py", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
