@@ -40,6 +40,13 @@ def _columns_int8(weight: Array) -> Array:
     return np.rint(weight / _columns_scale(weight)).astype(np.int8)
 
 
+def _head_columns(arrays: Sequence[Array], params: Mapping[str, Any]) -> Array:
+    """[H, K, N] -> [K, heads*N], the matrices of `heads` heads from `first` on side by side."""
+    first = params["first"]
+    heads = arrays[0][first : first + params["heads"]]
+    return np.ascontiguousarray(heads.transpose(1, 0, 2)).reshape(heads.shape[1], -1)
+
+
 def _per_head(kv_b: Array, dims: Mapping[str, Any]) -> Array:
     return kv_b.reshape(dims["H"], -1, kv_b.shape[1])
 
@@ -58,6 +65,7 @@ FLOAT_TYPES = {
 PACKINGS: dict[str, Packing] = {
     "interleave_gate_up": _interleave,
     "blocks": _blocks,
+    "head_columns": _head_columns,
     "w_uk": _w_uk,
     "w_uk_int8": lambda arrays, dims: _columns_int8(_w_uk(arrays, dims)),
     "w_uk_scale": lambda arrays, dims: _columns_scale(_w_uk(arrays, dims)),

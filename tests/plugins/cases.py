@@ -366,6 +366,7 @@ CASES = (
     mla_int_case("ragged_prefill", (0, 5, 17), 8, 32),
     mla_int_case("true_dims_prefill", (0,), 16, 16, (4, 128, 64, 128, 512), 0.07),
     mla_int_case("true_dims_decode", (20, 3), 1, 24, (4, 128, 64, 128, 512), 0.07),
+    mla_int_case("two_groups_of_heads", (7, 2), 1, 12, (21, 6, 4, 5, 8)),
     experts_int_case("int8", 7, 64, 32, 6, 2, 8, 32, False),
     experts_int_case("int8_zero_points", 7, 64, 32, 6, 2, 8, 32, True),
     experts_int_case("int4", 7, 64, 32, 6, 2, 4, 32, False),

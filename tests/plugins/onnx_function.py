@@ -49,13 +49,13 @@ def lowered_text(case: Case) -> str:
 def packed_inputs(case: Case) -> dict[str, Array]:
     """A call's inputs as the lowered function takes them, checked against the shapes that its row declares."""
     inputs, dims = dict(case.inputs), known_dims(case)
-    for packed in row(case.op).packed:
+    for packed in row(case.op).packed_for(dims):
         if not set(packed.inputs) <= inputs.keys():
             continue  # optional inputs that this call leaves out
-        array = PACKINGS[packed.packing]([inputs[name] for name in packed.inputs], dims)
+        array = PACKINGS[packed.packing]([inputs[name] for name in packed.inputs], {**dims, **packed.params})
         assert list(array.shape) == packed.shape(dims), f"{packed.port}: {array.shape}, not as declared"
         inputs[packed.port] = array
-    return {port: inputs[port] for port in row(case.op).inputs if port in inputs}
+    return {port: inputs[port] for port in row(case.op).inputs_for(dims) if port in inputs}
 
 
 def run_function(op: Op, text: str, inputs: Mapping[str, Array]) -> list[Array]:

@@ -96,13 +96,13 @@ def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions
     dims = static_dims(op, bind_dims(op, [dims_of(value) for value in values.values()]))
     attributes = {attribute.name: attribute.value for attribute in node.attributes.values()}
     name = op_functions.name_for(op.name, how.function(dims, attributes))
-    for packed in how.packed:
+    for packed in how.packed_for(dims):
         sources = [values[port] for port in packed.inputs if port in values]
         if sources:
             dtype = sources[0].dtype or ir.DataType.UNDEFINED
-            path = f"{node.name}.{packed.name}"
-            values[packed.port] = rewriter.weight(path, dtype, packed.shape(dims), packed.packing, sources, dims)
-    inputs = [values[port] for port in how.inputs if port in values]
+            path, params = f"{node.name}.{packed.name}", {**dims, **packed.params}
+            values[packed.port] = rewriter.weight(path, dtype, packed.shape(dims), packed.packing, sources, params)
+    inputs = [values[port] for port in how.inputs_for(dims) if port in values]
     rewriter.replace(node, name, FUNCTION_DOMAIN, [_typed(rewriter, node, value) for value in inputs])
 
 

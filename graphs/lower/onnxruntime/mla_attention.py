@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dsv3export.plugins.mla_attention.function import VISIBLE
 from dsv3export.plugins.mla_attention_fp8_block.op import up_projections_text
 from dsv3export.plugins.registry import Attributes, Dims
 
-# ONNX text of `result` = x @ weight for [H, M, K] and a weight [H, K, N], by their names.
+# ONNX text of `result` [M, H, N] = x [M, H, K] times a weight [H, K, N] head by head, by their names.
 Product = Callable[[str, str, str], str]
 
 
@@ -21,11 +21,40 @@ MlaAttention (q_nope, q_pe, cache, w_uk, w_uv, start) => (out) {{
 """
 
 
+def head_groups(dims: Dims) -> list[range]:
+    """The heads whose 8-bit up-projections lie side by side in one matrix.
+
+    ONNX Runtime packs a matrix for its integer products when it loads it, but copies a bank at every step. So a step
+    multiplies the rows of a whole group with the matrices of all its heads, and keeps each head's own columns: so many
+    rows cost no more than one, as long as reading the weights is what takes the time. 16 rows fill an AMX tile.
+    """
+    return [range(first, min(first + _HEADS_AT_ONCE, dims["H"])) for first in range(0, dims["H"], _HEADS_AT_ONCE)]
+
+
+_HEADS_AT_ONCE = 16
+
+
+def int_inputs(dims: Dims) -> tuple[str, ...]:
+    """Formal inputs of `int_function`."""
+    parts = [f"{part}_{i}" for part in ("w_uk", "w_uv") for i in range(len(head_groups(dims)))]
+    return ("q_nope", "q_pe", "cache", *(f"{part}{kind}" for part in parts for kind in ("_q", "_scale")), "start")
+
+
 def int_function(dims: Dims, attributes: Attributes) -> str:
-    """dsv3::MlaAttentionInt: integer products while decoding; a long prefill dequantises the weights first."""
+    """dsv3::MlaAttentionInt: integer products while decoding; a long prefill dequantises the weights first.
+
+    For each group of heads: w_uk_{i}_q int8 [Dn, heads*Dc] and w_uv_{i}_q int8 [Dc, heads*Dv], scales [1, columns].
+    """
+    sizes = {"w_uk": (dims["Dn"], dims["Dc"]), "w_uv": (dims["Dc"], dims["Dv"])}
+    groups = head_groups(dims)
+    w_uk, w_uv = (_dequantise(weight, sizes[weight], groups) for weight in ("w_uk", "w_uv"))
+
+    def product(x: str, weight: str, result: str) -> str:
+        return _int_product(x, weight, result, sizes[weight][1], groups)
+
     return f"""
-MlaAttentionInt (q_nope, q_pe, cache, w_uk_q, w_uk_scale, w_uv_q, w_uv_scale, start) => (out) {{
-{_body(dims, attributes, _int_product, _dequantise("w_uk", dims["Dn"]), _dequantise("w_uv", dims["Dc"]))}
+MlaAttentionInt ({", ".join(int_inputs(dims))}) => (out) {{
+{_body(dims, attributes, product, w_uk, w_uv)}
 }}
 """
 
@@ -43,16 +72,18 @@ MlaAttentionFp8Block (q_nope, q_pe, cache, kv_b, kv_b_scale, start) => (out) {{
 
 def _float_product(x: str, weight: str, result: str) -> str:
     return f"""
-            {result} = MatMul ({x}, {weight})"""
+            {result}_heads_first = Transpose <perm = [1, 0, 2]> ({x})
+            {result}_per_head = MatMul ({result}_heads_first, {weight})
+            {result} = Transpose <perm = [1, 0, 2]> ({result}_per_head)"""
 
 
-def _int_product(x: str, weight: str, result: str) -> str:
+def _int_product(x: str, weight: str, result: str, width: int, groups: Sequence[range]) -> str:
     """Each row of x is rounded to 8 bits with a scale of its own, amax / 127, around 128: MLAS is slower on int8.
 
-    DynamicQuantizeLinear would be one node instead of six, with one scale for all heads: on the trained test model its
-    next token then differs from prefill's at 4 positions of 100.
+    DynamicQuantizeLinear would be one node instead of seven, with one scale for all heads: on the trained test model
+    its next token then differs from prefill's at 4 positions of 100.
     """
-    return f"""
+    text = f"""
             {result}_abs = Abs ({x})
             {result}_last = Constant <value_ints = [-1]> ()
             {result}_amax = ReduceMax <keepdims = 1> ({result}_abs, {result}_last)
@@ -61,21 +92,52 @@ def _int_product(x: str, weight: str, result: str) -> str:
             {result}_steps = Constant <value_float = 127.0> ()
             {result}_unit = Div ({result}_steps, {result}_positive)
             {result}_scaled = Mul ({x}, {result}_unit)
-            {result}_rounded = Round ({result}_scaled)
-            {result}_middle = Constant <value_float = 128.0> ()
-            {result}_shifted = Add ({result}_rounded, {result}_middle)
+            {result}_middle = Constant <value_float = 128.5> ()
+            {result}_shifted = Add ({result}_scaled, {result}_middle)
             {result}_x = Cast <to = 2> ({result}_shifted)
-            {result}_zero = Constant <value = uint8 {{128}}> ()
-            {result}_int = MatMulInteger ({result}_x, {weight}_q, {result}_zero)
-            {result}_float = Cast <to = 1> ({result}_int)
-            {result}_columns = Mul ({result}_float, {weight}_scale)
+            {result}_zero = Constant <value = uint8 {{128}}> ()"""
+    parts = [f"{result}_{i}" for i in range(len(groups))]
+    if len(groups) > 1:
+        counts = ", ".join(str(len(heads)) for heads in groups)
+        text += f"""
+            {result}_counts = Constant <value_ints = [{counts}]> ()
+            {", ".join(f"{part}_x" for part in parts)} = Split <axis = 1> ({result}_x, {result}_counts)"""
+    else:
+        text += f"""
+            {parts[0]}_x = Identity ({result}_x)"""
+    for i, (part, heads) in enumerate(zip(parts, groups, strict=True)):
+        count = len(heads)
+        own = ", ".join(str(head * (count + 1)) for head in range(count))
+        text += f"""
+            {part}_all = MatMulInteger ({part}_x, {weight}_{i}_q, {result}_zero)
+            {part}_pairs_shape = Constant <value_ints = [-1, {count * count}, {width}]> ()
+            {part}_pairs = Reshape ({part}_all, {part}_pairs_shape)
+            {part}_diagonal = Constant <value_ints = [{own}]> ()
+            {part}_own = Gather <axis = 1> ({part}_pairs, {part}_diagonal)
+            {part}_float = Cast <to = 1> ({part}_own)
+            {part}_scale_shape = Constant <value_ints = [{count}, {width}]> ()
+            {part}_scale = Reshape ({weight}_{i}_scale, {part}_scale_shape)
+            {part}_columns = Mul ({part}_float, {part}_scale)"""
+    columns = ", ".join(f"{part}_columns" for part in parts)
+    return f"""{text}
+            {result}_columns = {f"Concat <axis = 1> ({columns})" if len(parts) > 1 else f"Identity ({columns})"}
             {result} = Div ({result}_columns, {result}_unit)"""
 
 
-def _dequantise(weight: str, rows: int) -> str:
-    # Not Cast and Mul: those would be folded into a float copy that stays in memory.
-    return f"""
-            {weight} = DequantizeLinear <axis = 1, block_size = {rows}> ({weight}_q, {weight}_scale)"""
+def _dequantise(weight: str, sizes: tuple[int, int], groups: Sequence[range]) -> str:
+    """ONNX text: `weight` [H, K, N] from its groups' [K, heads*N]."""
+    rows, width = sizes
+    text = ""
+    for i, heads in enumerate(groups):
+        # Not Cast and Mul: those would be folded into a float copy that stays in memory.
+        text += f"""
+            {weight}_{i} = DequantizeLinear <axis = 0, block_size = {rows}> ({weight}_{i}_q, {weight}_{i}_scale)
+            {weight}_{i}_shape = Constant <value_ints = [{rows}, {len(heads)}, {width}]> ()
+            {weight}_{i}_columns = Reshape ({weight}_{i}, {weight}_{i}_shape)
+            {weight}_{i}_heads = Transpose <perm = [1, 0, 2]> ({weight}_{i}_columns)"""
+    parts = ", ".join(f"{weight}_{i}_heads" for i in range(len(groups)))
+    return f"""{text}
+            {weight} = {f"Concat <axis = 0> ({parts})" if len(groups) > 1 else f"Identity ({parts})"}"""
 
 
 def _body(dims: Dims, attributes: Attributes, product: Product, w_uk: str, w_uv: str) -> str:
@@ -139,9 +201,7 @@ def _absorbed(dims: Dims, scale: str, product: Product) -> str:
     width = latent + rope
     return f"""
             tokens_shape = Constant <value_ints = [-1, {heads}, {nope}]> ()
-            q_tokens = Reshape (q_nope, tokens_shape)
-            q_heads = Transpose <perm = [1, 0, 2]> (q_tokens){product("q_heads", "w_uk", "q_absorbed_heads")}
-            q_absorbed = Transpose <perm = [1, 0, 2]> (q_absorbed_heads)
+            q_tokens = Reshape (q_nope, tokens_shape){product("q_tokens", "w_uk", "q_absorbed")}
             pe_shape = Constant <value_ints = [-1, {heads}, {rope}]> ()
             q_pe_tokens = Reshape (q_pe, pe_shape)
             query_tokens = Concat <axis = -1> (q_absorbed, q_pe_tokens)
@@ -163,9 +223,7 @@ def _absorbed(dims: Dims, scale: str, product: Product) -> str:
             latent_end = Constant <value_ints = [{latent}]> ()
             mixed = Slice (mixed_width, zero, latent_end, two)
             mixed_shape = Constant <value_ints = [-1, {heads}, {latent}]> ()
-            mixed_tokens = Reshape (mixed, mixed_shape)
-            mixed_heads = Transpose <perm = [1, 0, 2]> (mixed_tokens){product("mixed_heads", "w_uv", "out_heads")}
-            out_tokens = Transpose <perm = [1, 0, 2]> (out_heads)
+            mixed_tokens = Reshape (mixed, mixed_shape){product("mixed_tokens", "w_uv", "out_tokens")}
             out_width = Constant <value_ints = [{heads * value}]> ()
             out_shape = Concat <axis = 0> (batch, queries, out_width)
             out_absorbed = Reshape (out_tokens, out_shape)"""

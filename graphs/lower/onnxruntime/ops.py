@@ -7,13 +7,15 @@ FP8 in memory (Cast and Mul would be folded into a float32 copy of it).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import prod
 
 from dsv3export.graphs.lower.onnxruntime.mla_attention import fp8_function as mla_attention_fp8
 from dsv3export.graphs.lower.onnxruntime.mla_attention import function as mla_attention
+from dsv3export.graphs.lower.onnxruntime.mla_attention import head_groups
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_function as mla_attention_int
+from dsv3export.graphs.lower.onnxruntime.mla_attention import int_inputs as mla_attention_int_inputs
 from dsv3export.plugins import OPS
 from dsv3export.plugins.registry import Attributes, Dims, FunctionText
 
@@ -28,6 +30,7 @@ class Packed:
         inputs: The op's formal inputs that it is made of.
         name: Its name below the node's.
         dims: Its shape: symbols of the op's dims, or products of a number and a symbol.
+        params: Of the packing, beside the op's dims.
     """
 
     port: str
@@ -35,6 +38,7 @@ class Packed:
     inputs: tuple[str, ...]
     name: str
     dims: tuple[str, ...]
+    params: Mapping[str, int] = field(default_factory=dict)
 
     def shape(self, dims: Dims) -> list[int]:
         """Its sizes for known dims."""
@@ -48,13 +52,21 @@ class Row:
     Args:
         function: Its text.
         inputs: The function's formal inputs, each an input of the op or the port of a packed weight; those that a
-            node leaves out come last.
-        packed: The packed weights.
+            node leaves out come last. They may depend on the op's dims.
+        packed: The packed weights; these too.
     """
 
     function: FunctionText
-    inputs: tuple[str, ...]
-    packed: tuple[Packed, ...] = ()
+    inputs: tuple[str, ...] | Callable[[Dims], tuple[str, ...]]
+    packed: tuple[Packed, ...] | Callable[[Dims], tuple[Packed, ...]] = ()
+
+    def inputs_for(self, dims: Dims) -> tuple[str, ...]:
+        """The function's formal inputs for known dims."""
+        return self.inputs(dims) if callable(self.inputs) else self.inputs
+
+    def packed_for(self, dims: Dims) -> tuple[Packed, ...]:
+        """The packed weights for known dims."""
+        return self.packed(dims) if callable(self.packed) else self.packed
 
 
 def _linear(dims: Dims, attributes: Attributes) -> str:
@@ -151,6 +163,21 @@ def _gate_up(port: str, inputs: tuple[str, str], last: str) -> Packed:
     return Packed(port, "interleave_gate_up", inputs, port, ("E", "2*I", last))
 
 
+def _up_projections(dims: Dims) -> tuple[Packed, ...]:
+    """MlaAttentionInt's 8-bit weights and scales, the matrices of a group of heads side by side."""
+    packed = []
+    for i, heads in enumerate(head_groups(dims)):
+        params = {"first": heads.start, "heads": len(heads)}
+        for part, rows, width in (("w_uk", "Dn", "Dc"), ("w_uv", "Dc", "Dv")):
+            columns, name = f"{len(heads)}*{width}", f"{part}.{i}"
+            scale_name = f"{name}.scale"
+            packed.append(Packed(f"{part}_{i}_q", "head_columns", (part,), name, (rows, columns), params))
+            packed.append(
+                Packed(f"{part}_{i}_scale", "head_columns", (f"{part}_scale",), scale_name, ("1", columns), params)
+            )
+    return tuple(packed)
+
+
 ROWS: Mapping[str, Row] = {
     "Linear": Row(_linear, ("x", "weight")),
     "LinearHalf": Row(_linear_half, ("x", "weight")),
@@ -167,9 +194,7 @@ ROWS: Mapping[str, Row] = {
             Packed("w_uv", "w_uv", ("kv_b",), "w_uv", ("H", "Dc", "Dv")),
         ),
     ),
-    "MlaAttentionInt": Row(
-        mla_attention_int, ("q_nope", "q_pe", "cache", "w_uk", "w_uk_scale", "w_uv", "w_uv_scale", "start")
-    ),
+    "MlaAttentionInt": Row(mla_attention_int, mla_attention_int_inputs, _up_projections),
     "MlaAttentionFp8Block": Row(mla_attention_fp8, ("q_nope", "q_pe", "cache", "kv_b", "kv_b_scale", "start")),
     "MoEExperts": Row(
         _moe_experts,
