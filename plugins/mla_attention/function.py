@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from dsv3export.plugins.registry import Attributes, Dims
 
-# ONNX text: `latent` [B, T, Dc+Dr], the cache up to the longest length T, and `mask` [B, S, T], -inf where row t of
-# slot b lies behind query s, else 0; and the constants and lengths that come with them.
-VISIBLE = """
+
+def visible_text(like: str) -> str:
+    """ONNX text: `latent` [B, T, Dc+Dr], the cache up to the longest length T, and `mask` [B, S, T].
+
+    The mask is -inf where row t of slot b lies behind query s, else 0. Constants and lengths come with them.
+
+    Args:
+        like: The name of a value [B, S, ...]; its shape is looked at.
+    """
+    return f"""
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
     two = Constant <value_ints = [2]> ()
     zero_scalar = Constant <value_int = 0> ()
     one_scalar = Constant <value_int = 1> ()
     latest = ReduceMax <keepdims = 1> (start)
-    queries = Shape <start = 1, end = 2> (q_nope)
+    queries = Shape <start = 1, end = 2> ({like})
     longest = Add (latest, queries)
     latent = Slice (cache, zero, longest, one)
 
@@ -48,7 +55,7 @@ MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
 def body(dims: Dims, attributes: Attributes) -> str:
     """ONNX text: `out` from q_nope, q_pe, cache, start and float w_uk [H, Dn, Dc] and w_uv_t [H, Dc, Dv]."""
     heads, latent, value = dims["H"], dims["Dc"], dims["Dv"]
-    return f"""{VISIBLE}
+    return f"""{visible_text("q_nope")}
     mask_heads = Unsqueeze (mask, one)
 
     q_heads = Transpose <perm = [0, 2, 1, 3]> (q_nope)

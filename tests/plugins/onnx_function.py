@@ -55,7 +55,15 @@ def packed_inputs(case: Case) -> dict[str, Array]:
         array = PACKINGS[packed.packing]([inputs[name] for name in packed.inputs], {**dims, **packed.params})
         assert list(array.shape) == packed.shape(dims), f"{packed.port}: {array.shape}, not as declared"
         inputs[packed.port] = array
+    inputs |= {name: _argument(name, inputs) for name in row(case.op).arguments}
     return {port: inputs[port] for port in row(case.op).inputs_for(dims) if port in inputs}
+
+
+def _argument(name: str, inputs: Mapping[str, Array]) -> Array:
+    """An argument of the layer kind that calls the op: of `cos` only the shape matters, [B, S, ...]."""
+    assert name == "cos"
+    leading = inputs["q_nope"].shape[:2] if "q_nope" in inputs else (1, len(inputs["x"]))
+    return np.zeros((*leading, 1), np.float32)
 
 
 def run_function(op: Op, text: str, inputs: Mapping[str, Array]) -> list[Array]:

@@ -102,6 +102,8 @@ def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions
             dtype = sources[0].dtype or ir.DataType.UNDEFINED
             path, params = f"{node.name}.{packed.name}", {**dims, **packed.params}
             values[packed.port] = rewriter.weight(path, dtype, packed.shape(dims), packed.packing, sources, params)
+    arguments = {str(value.name): value for value in rewriter.function.inputs if not is_weight(value)}
+    values |= {name: arguments[name] for name in how.arguments}
     inputs = [values[port] for port in how.inputs_for(dims) if port in values]
     rewriter.replace(node, name, FUNCTION_DOMAIN, [_typed(rewriter, node, value) for value in inputs])
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dsv3export.plugins.mla_attention.function import VISIBLE
+from dsv3export.plugins.mla_attention.function import visible_text
 from dsv3export.plugins.mla_attention_fp8_block.op import up_projections_text
 from dsv3export.plugins.registry import Attributes, Dims
 
+# The layer kinds' argument whose shape says how many rows a step has. What depends on it and on `start` alone has the
+# same inputs in each layer, so that ONNX Runtime computes it once: the mask, the sizes, the choice of the form.
+STEP = "cos"
 # ONNX text of `result` [M, H, N] = x [M, H, K] times a weight [H, K, N] head by head, by their names.
 Product = Callable[[str, str, str], str]
 
@@ -15,7 +18,7 @@ Product = Callable[[str, str, str], str]
 def function(dims: Dims, attributes: Attributes) -> str:
     """dsv3::MlaAttention with float32 w_uk [H, Dn, Dc] and w_uv [H, Dc, Dv], the two parts of kv_b."""
     return f"""
-MlaAttention (q_nope, q_pe, cache, w_uk, w_uv, start) => (out) {{
+MlaAttention (q_nope, q_pe, cache, w_uk, w_uv, start, cos) => (out) {{
 {_body(dims, attributes, _float_product, "", "")}
 }}
 """
@@ -37,7 +40,7 @@ _HEADS_AT_ONCE = 16
 def int_inputs(dims: Dims) -> tuple[str, ...]:
     """Formal inputs of `int_function`."""
     parts = [f"{part}_{i}" for part in ("w_uk", "w_uv") for i in range(len(head_groups(dims)))]
-    return ("q_nope", "q_pe", "cache", *(f"{part}{kind}" for part in parts for kind in ("_q", "_scale")), "start")
+    return ("q_nope", "q_pe", "cache", *(f"{part}{kind}" for part in parts for kind in ("_q", "_scale")), "start", STEP)
 
 
 def int_function(dims: Dims, attributes: Attributes) -> str:
@@ -62,7 +65,7 @@ MlaAttentionInt ({", ".join(int_inputs(dims))}) => (out) {{
 def fp8_function(dims: Dims, attributes: Attributes) -> str:
     """dsv3::MlaAttentionFp8Block: kv_b stays FP8 in memory and is dequantised in each step."""
     return f"""
-MlaAttentionFp8Block (q_nope, q_pe, cache, kv_b, kv_b_scale, start) => (out) {{
+MlaAttentionFp8Block (q_nope, q_pe, cache, kv_b, kv_b_scale, start, cos) => (out) {{
 {up_projections_text(dims)}
     w_uv = Transpose <perm = [0, 2, 1]> (w_uv_rows)
 {_body(dims, attributes, _float_product, "", "")}
@@ -154,7 +157,7 @@ def _body(dims: Dims, attributes: Attributes, product: Product, w_uk: str, w_uv:
     heads, nope, rope, latent = dims["H"], dims["Dn"], dims["Dr"], dims["Dc"]
     value = dims["Dv"]
     scale = repr(attributes["scale"])
-    return f"""{VISIBLE}
+    return f"""{visible_text(STEP)}
 
     per_pair = Constant <value_int = {2 * latent - nope - value}> ()
     per_token = Constant <value_int = {latent * (nope + value)}> ()
@@ -164,6 +167,17 @@ def _body(dims: Dims, attributes: Attributes, product: Product, w_uk: str, w_uv:
     saved_tokens = Mul (cached, per_token)
     saved = Add (saved_pairs, saved_tokens)
     decompress = Greater (saved, zero_scalar)
+
+    batch = Shape <start = 0, end = 1> ({STEP})
+    any_rows = Constant <value_ints = [-1]> ()
+    width = Constant <value_ints = [{latent + rope}]> ()
+    heads = Constant <value_ints = [{heads}]> ()
+    out_width = Constant <value_ints = [{heads * value}]> ()
+    query_shape = Concat <axis = 0> (batch, any_rows, width)
+    scores_shape = Concat <axis = 0> (batch, queries, heads, any_rows)
+    flat_shape = Concat <axis = 0> (batch, any_rows, longest)
+    out_shape = Concat <axis = 0> (batch, queries, out_width)
+    mask_of_heads = Unsqueeze (mask, two)
     out = If (decompress) <
         then_branch = decompressed () => (float[batch, queries, {heads * value}] out_decompressed) {{
 {w_uk}{w_uv}{_decompressed(heads, latent, rope, value, scale)}
@@ -178,8 +192,9 @@ def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str) ->
     return f"""
             latent_widths = Constant <value_ints = [{latent}, {rope}]> ()
             kv_c, k_pe = Split <axis = 2> (latent, latent_widths)
-            kv_c_each = Unsqueeze (kv_c, one)
-            k_pe_each = Unsqueeze (k_pe, one)
+            heads_axis = Constant <value_ints = [1]> ()
+            kv_c_each = Unsqueeze (kv_c, heads_axis)
+            k_pe_each = Unsqueeze (k_pe, heads_axis)
             k_nope = com.microsoft.FusedMatMul <transB = 1> (kv_c_each, w_uk)
             values = MatMul (kv_c_each, w_uv)
             q_nope_heads = Transpose <perm = [0, 2, 1, 3]> (q_nope)
@@ -187,7 +202,7 @@ def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str) ->
             nope_scores = com.microsoft.FusedMatMul <transB = 1, alpha = {scale}> (q_nope_heads, k_nope)
             pe_scores = com.microsoft.FusedMatMul <transB = 1, alpha = {scale}> (q_pe_heads, k_pe_each)
             scores = Add (nope_scores, pe_scores)
-            mask_heads = Unsqueeze (mask, one)
+            mask_heads = Unsqueeze (mask, heads_axis)
             masked = Add (scores, mask_heads)
             weights = Softmax <axis = -1> (masked)
             per_head_out = MatMul (weights, values)
@@ -197,33 +212,24 @@ def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str) ->
 
 
 def _absorbed(dims: Dims, scale: str, product: Product) -> str:
-    heads, nope, rope, latent, value = dims["H"], dims["Dn"], dims["Dr"], dims["Dc"], dims["Dv"]
-    width = latent + rope
+    heads, nope, rope, latent = dims["H"], dims["Dn"], dims["Dr"], dims["Dc"]
     return f"""
             tokens_shape = Constant <value_ints = [-1, {heads}, {nope}]> ()
             q_tokens = Reshape (q_nope, tokens_shape){product("q_tokens", "w_uk", "q_absorbed")}
             pe_shape = Constant <value_ints = [-1, {heads}, {rope}]> ()
             q_pe_tokens = Reshape (q_pe, pe_shape)
             query_tokens = Concat <axis = -1> (q_absorbed, q_pe_tokens)
-            batch = Shape <start = 0, end = 1> (q_nope)
-            rows_width = Constant <value_ints = [-1, {width}]> ()
-            query_shape = Concat <axis = 0> (batch, rows_width)
             query = Reshape (query_tokens, query_shape)
             scores = com.microsoft.FusedMatMul <transB = 1, alpha = {scale}> (query, latent)
-            heads_shape = Constant <value_ints = [{heads}, -1]> ()
-            scores_shape = Concat <axis = 0> (batch, queries, heads_shape)
             scores_heads = Reshape (scores, scores_shape)
-            mask_heads = Unsqueeze (mask, two)
-            masked = Add (scores_heads, mask_heads)
+            masked = Add (scores_heads, mask_of_heads)
             weights_heads = Softmax <axis = -1> (masked)
-            flat_rows = Constant <value_ints = [-1]> ()
-            flat_shape = Concat <axis = 0> (batch, flat_rows, longest)
             weights = Reshape (weights_heads, flat_shape)
             mixed_width = MatMul (weights, latent)
             latent_end = Constant <value_ints = [{latent}]> ()
-            mixed = Slice (mixed_width, zero, latent_end, two)
+            latent_start = Constant <value_ints = [0]> ()
+            latent_axis = Constant <value_ints = [2]> ()
+            mixed = Slice (mixed_width, latent_start, latent_end, latent_axis)
             mixed_shape = Constant <value_ints = [-1, {heads}, {latent}]> ()
             mixed_tokens = Reshape (mixed, mixed_shape){product("mixed_tokens", "w_uv", "out_tokens")}
-            out_width = Constant <value_ints = [{heads * value}]> ()
-            out_shape = Concat <axis = 0> (batch, queries, out_width)
             out_absorbed = Reshape (out_tokens, out_shape)"""

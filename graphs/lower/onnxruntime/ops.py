@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+from dsv3export.graphs.lower.onnxruntime.mla_attention import STEP, head_groups
 from dsv3export.graphs.lower.onnxruntime.mla_attention import fp8_function as mla_attention_fp8
 from dsv3export.graphs.lower.onnxruntime.mla_attention import function as mla_attention
-from dsv3export.graphs.lower.onnxruntime.mla_attention import head_groups
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_function as mla_attention_int
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_inputs as mla_attention_int_inputs
 from dsv3export.plugins import OPS
@@ -54,11 +54,13 @@ class Row:
         inputs: The function's formal inputs, each an input of the op or the port of a packed weight; those that a
             node leaves out come last. They may depend on the op's dims.
         packed: The packed weights; these too.
+        arguments: Arguments of the layer kind, by name, that are inputs of the function as well.
     """
 
     function: FunctionText
     inputs: tuple[str, ...] | Callable[[Dims], tuple[str, ...]]
     packed: tuple[Packed, ...] | Callable[[Dims], tuple[Packed, ...]] = ()
+    arguments: tuple[str, ...] = ()
 
     def inputs_for(self, dims: Dims) -> tuple[str, ...]:
         """The function's formal inputs for known dims."""
@@ -101,21 +103,20 @@ def _moe_experts(dims: Dims, attributes: Attributes) -> str:
     return f"""
 MoEExperts (x, ids, weights, gate_up, down) => (y) {{
 {_router_text(dims)}
-    mixed = com.microsoft.MoE <k = {dims["k"]}, {_SWIGLU}> (x, router, gate_up, , down)
+    mixed = com.microsoft.MoE <k = {dims["k"]}, {_SWIGLU}, normalize_routing_weights = 1> (x, router, gate_up, , down)
     y = Mul (mixed, total)
 }}
 """
 
 
-_SWIGLU = """activation_type = "swiglu", swiglu_fusion = 1, activation_alpha = 1.0, activation_beta = 0.0,
-        normalize_routing_weights = 1"""
+_SWIGLU = 'activation_type = "swiglu", swiglu_fusion = 1, activation_alpha = 1.0, activation_beta = 0.0'
 
 
 def _router_text(dims: Dims) -> str:
-    """ONNX text: `router`, what com.microsoft's MoE ops must see to choose `ids` with `weights`, and `total`.
+    """ONNX text: `router`, what com.microsoft.MoE must see to choose `ids` with `weights`, and `total`.
 
-    They route by themselves: softmax over their router input, the k best, renormalised. Given log(weight) for the
-    chosen experts and a very low value elsewhere, that softmax is weight / sum(weights): exactly the choice and the
+    It routes by itself: softmax over its router input, the k best, renormalised. Given log(weight) for the chosen
+    experts and a very low value elsewhere, that softmax is weight / sum(weights): exactly the choice and the
     proportions of MoERoute; the sum is multiplied back afterwards.
     """
     return f"""
@@ -144,17 +145,27 @@ LinearInt (x, blocks, scale{zero}) => (y) {{
 
 
 def _moe_experts_int(dims: Dims, attributes: Attributes) -> str:
-    """com.microsoft.QMoE, whose router is made to choose as MoERoute did; see `_router_text`."""
-    zeros = "Z" in dims
+    """com.microsoft.QMoE, whose router is made to choose as MoERoute did.
+
+    It chooses the k best of its router input and takes their weights, as they are, from its input `router_weights`.
+    Both are `weights` at the chosen experts, and -1 elsewhere: no weight is negative.
+    """
+    zeros = ("gate_up_zero", "down_zero") if "Z" in dims else ("", "")
+    given = ("x", "ids", "weights", STEP, "gate_up", "gate_up_scale", "down", "down_scale", *zeros)
+    formals = ", ".join(filter(None, given))
     level = 4 if attributes["activations"] == "int8" else 1
     return f"""
-MoEExpertsInt (x, ids, weights, gate_up, gate_up_scale, down, down_scale{", gate_up_zero, down_zero" if zeros else ""})
-    => (y) {{
-{_router_text(dims)}
-    mixed = com.microsoft.QMoE <k = {dims["k"]}, {_SWIGLU}, expert_weight_bits = {attributes["bits"]},
-        block_size = {attributes["group"]}, weights_prepacked = 0, accuracy_level = {level}>
-        (x, router, gate_up, gate_up_scale, , down, down_scale{", , , , , gate_up_zero, down_zero" if zeros else ""})
-    y = Mul (mixed, total)
+MoEExpertsInt ({formals}) => (y) {{
+    step = Shape <start = 0, end = 2> ({STEP})
+    tokens = ReduceProd <keepdims = 1> (step)
+    experts = Constant <value_ints = [{dims["E"]}]> ()
+    shape = Concat <axis = 0> (tokens, experts)
+    unchosen = ConstantOfShape <value = float[1] {{-1.0}}> (shape)
+    router = ScatterElements <axis = 1> (unchosen, ids, weights)
+    y = com.microsoft.QMoE <k = {dims["k"]}, {_SWIGLU}, normalize_routing_weights = 0,
+        expert_weight_bits = {attributes["bits"]}, block_size = {attributes["group"]}, weights_prepacked = 0,
+        accuracy_level = {level}>
+        (x, router, gate_up, gate_up_scale, , down, down_scale, , , , , {", ".join(zeros)}, , router)
 }}
 """
 
@@ -188,14 +199,17 @@ ROWS: Mapping[str, Row] = {
     ),
     "MlaAttention": Row(
         mla_attention,
-        ("q_nope", "q_pe", "cache", "w_uk", "w_uv", "start"),
+        ("q_nope", "q_pe", "cache", "w_uk", "w_uv", "start", STEP),
         (
             Packed("w_uk", "w_uk", ("kv_b",), "w_uk", ("H", "Dn", "Dc")),
             Packed("w_uv", "w_uv", ("kv_b",), "w_uv", ("H", "Dc", "Dv")),
         ),
+        (STEP,),
     ),
-    "MlaAttentionInt": Row(mla_attention_int, mla_attention_int_inputs, _up_projections),
-    "MlaAttentionFp8Block": Row(mla_attention_fp8, ("q_nope", "q_pe", "cache", "kv_b", "kv_b_scale", "start")),
+    "MlaAttentionInt": Row(mla_attention_int, mla_attention_int_inputs, _up_projections, (STEP,)),
+    "MlaAttentionFp8Block": Row(
+        mla_attention_fp8, ("q_nope", "q_pe", "cache", "kv_b", "kv_b_scale", "start", STEP), arguments=(STEP,)
+    ),
     "MoEExperts": Row(
         _moe_experts,
         ("x", "ids", "weights", "gate_up", "down"),
@@ -203,12 +217,13 @@ ROWS: Mapping[str, Row] = {
     ),
     "MoEExpertsInt": Row(
         _moe_experts_int,
-        ("x", "ids", "weights", "gate_up", "gate_up_scale", "down", "down_scale", "gate_up_zero", "down_zero"),
+        ("x", "ids", "weights", STEP, "gate_up", "gate_up_scale", "down", "down_scale", "gate_up_zero", "down_zero"),
         (
             _gate_up("gate_up", ("gate", "up"), "P"),
             _gate_up("gate_up_scale", ("gate_scale", "up_scale"), "G"),
             _gate_up("gate_up_zero", ("gate_zero", "up_zero"), "Z"),
         ),
+        (STEP,),
     ),
 }
 
