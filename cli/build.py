@@ -114,6 +114,7 @@ def summary(output: Path, report: BuildReport) -> dict[str, Any]:
             "stored": {"tensors": len(stored), "bytes": sum(stored)},
             "referenced": {"tensors": len(referenced), "bytes": sum(referenced)},
         },
+        "requantised_from_fp8_to": report.requantised,
         "seconds": report.seconds,
     }
 
@@ -121,8 +122,10 @@ def summary(output: Path, report: BuildReport) -> dict[str, Any]:
 def sentence(facts: dict[str, Any]) -> str:
     """The summary for people, on one line."""
     stored, referenced = facts["weights"]["stored"], facts["weights"]["referenced"]
+    formats = facts["requantised_from_fp8_to"]
+    requantised = f"; FP8 weights requantised to {' and '.join(formats)}" if formats else ""
     return (
         f"built {facts['engine']} in {facts['seconds']:.1f} s: {bytes_text(facts['engine_bytes'])}, "
         f"{counted(stored['tensors'], 'weight')} ({bytes_text(stored['bytes'])}) in the engine, "
-        f"{referenced['tensors']} ({bytes_text(referenced['bytes'])}) in the checkpoint"
+        f"{referenced['tensors']} ({bytes_text(referenced['bytes'])}) in the checkpoint{requantised}"
     )

@@ -119,6 +119,7 @@ def _show_engine(engine: dict[str, Any]) -> None:
         [
             ("built by", engine["producer"]),
             ("recipe", engine["recipe"]["precision"]),
+            *([("calibration", _text(engine["calibration"]))] if engine["calibration"] is not None else []),
             *([("layers", _part(engine["layers"]))] if engine["layers"] is not None else []),
             ("backend", f"{backend['name']} {backend['built_with']}, opset {backend['opset']}"),
             ("providers", _providers(backend)),
@@ -140,6 +141,11 @@ def _providers(backend: dict[str, Any]) -> str:
     built_for, *others = backend["providers"]
     compute = "" if backend["compute"] == "fp32" else f", integer and fp8 weights in {backend['compute']}"
     return f"built for {built_for}{compute}" + "".join(f"; runs on {other} too" for other in others)
+
+
+def _text(calibration: dict[str, Any]) -> str:
+    sequences, tokens = calibration["sequences"], calibration["tokens_per_sequence"]
+    return f"{counted(sequences, 'sequence')} of {tokens} tokens, text SHA-256 {calibration['text_sha256']}"
 
 
 def _part(layers: Sequence[int]) -> str:

@@ -102,6 +102,7 @@ def engine(files: EngineFiles | None, manifest: Manifest, problem: str | None) -
     return {
         "producer": manifest.producer,
         "recipe": manifest.recipe.to_json(),
+        "calibration": None if manifest.calibration is None else asdict(manifest.calibration),
         "layers": manifest.layers,
         "backend": asdict(manifest.backend),
         "graphs": {

@@ -15,31 +15,46 @@ from numpy.typing import NDArray
 from dsv3export import __version__
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config.layer_slice import sliced_layers
-from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, GraphRecord, Manifest, WeightEntry
+from dsv3export.engine.manifest import (
+    BackendRecord,
+    CalibrationRecord,
+    CheckpointRecord,
+    GraphRecord,
+    Manifest,
+    WeightEntry,
+)
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
 from dsv3export.graphs.buildable import check_buildable, check_calibration
 from dsv3export.graphs.calibration import Calibration
-from dsv3export.graphs.calibration_text import calibration_sequences
+from dsv3export.graphs.calibration_text import calibration_record, calibration_sequences
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
 from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.passes.cache_format import narrow_cache
-from dsv3export.graphs.passes.quantise import quantise
+from dsv3export.graphs.passes.quantise import BITS, quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import verify
 from dsv3export.graphs.trace import graph_for
 from dsv3export.graphs.weight_plan import Packer, plan_weights
 from dsv3export.progress import NoProgress, Progress
-from dsv3export.recipe import Recipe
+from dsv3export.recipe import LAYER_COMPONENTS, Recipe
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build made: the manifest, its size on disk in bytes, and how long it took in seconds."""
+    """What a build made.
+
+    Attributes:
+        manifest: The engine's.
+        engine_bytes: Its size on disk.
+        seconds: How long it took.
+        requantised: The integer formats that weights stored as FP8 were rounded to once more; empty where none was.
+    """
 
     manifest: Manifest
     engine_bytes: int
     seconds: float
+    requantised: tuple[str, ...] = ()
 
 
 def build_engine(
@@ -89,9 +104,10 @@ def build_engine(
     checkpoint = Checkpoint.open(Path(checkpoint_path))
     chosen.check_layers(checkpoint.config.num_hidden_layers)
     parts = None if layers is None else sliced_layers(layers, checkpoint.config.num_hidden_layers)
-    fitted = None
+    fitted, text = None, None
     if calibration is not None:
-        fitted = Calibration(checkpoint, calibration_sequences(Path(calibration), checkpoint))
+        sequences = calibration_sequences(Path(calibration), checkpoint)
+        fitted, text = Calibration(checkpoint, sequences), calibration_record(Path(calibration), sequences)
     traced = graph_for(checkpoint.config, layers=parts)
     verify(traced)
     quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
@@ -104,9 +120,9 @@ def build_engine(
         graph = writer.write_file("graph/trunk.onnx", serialize(lowered.model, _locations(entries)))
         writer.copy_tokenizer(checkpoint.path)
         record = BackendRecord(backend, _onnxruntime_version(), lowered.model.graph.opset_imports[""])
-        manifest = writer.finish(_manifest(checkpoint, chosen, record, graph, entries, parts))
+        manifest = writer.finish(_manifest(checkpoint, chosen, record, graph, entries, parts, text))
     size = graph.size + sum(record.size for record in manifest.files.values())
-    return BuildReport(manifest, size, time.monotonic() - started)
+    return BuildReport(manifest, size, time.monotonic() - started, _requantised(checkpoint, chosen))
 
 
 def _write_weights(
@@ -126,6 +142,7 @@ def _manifest(
     graph: GraphRecord,
     entries: Sequence[WeightEntry],
     layers: tuple[int, ...] | None,
+    calibration: CalibrationRecord | None,
 ) -> Manifest:
     return Manifest(
         producer=f"dsv3export {__version__}",
@@ -136,7 +153,17 @@ def _manifest(
         checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
         weights=tuple(entries),
         layers=layers,
+        calibration=calibration,
     )
+
+
+def _requantised(checkpoint: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
+    """An FP8 checkpoint has the layers' projections and experts in FP8, embedding and head in BF16."""
+    if checkpoint.config.quantization is None:
+        return ()
+    layers = range(checkpoint.config.num_hidden_layers)
+    formats = {recipe.scheme(part, layer, len(layers)).format for part in LAYER_COMPONENTS for layer in layers}
+    return tuple(sorted(formats & BITS.keys()))
 
 
 def _embedding_dtype(checkpoint: Checkpoint, recipe: Recipe) -> str:

@@ -1,10 +1,13 @@
-"""The sequences of token ids that a calibration text gives."""
+"""The sequences of token ids that a calibration text gives, and what an engine remembers of it."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsv3export.checkpoint import Checkpoint
+from dsv3export.engine.manifest import CalibrationRecord
 from dsv3export.errors import RequestError, TokenizerError
 from dsv3export.runtime.text_file import read_text
 from dsv3export.runtime.tokenizer import Tokenizer
@@ -36,6 +39,12 @@ def calibration_sequences(path: Path, checkpoint: Checkpoint) -> list[list[int]]
     count = min(whole, MAX_CHUNKS)
     starts = [i * whole // count * size for i in range(count)]
     return [[config.bos_token_id, *ids[start : start + size]] for start in starts]
+
+
+def calibration_record(path: Path, sequences: Sequence[Sequence[int]]) -> CalibrationRecord:
+    """What an engine remembers of the text at `path` and of what `calibration_sequences` made of it."""
+    digest = hashlib.sha256(read_text(path).encode("utf-8")).hexdigest()
+    return CalibrationRecord(digest, len(sequences), len(sequences[0]) - 1)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -19,7 +19,8 @@ MANIFEST_NAME = "engine.json"
 _MAX_BYTES = 512 << 20  # the 671B shape with every expert in the checkpoint has 3 MB
 _MAX_RANK = 8
 _KEYS = (
-    "format", "version", "producer", "model", "layers", "recipe", "backend", "graphs", "checkpoint", "weights", "files",
+    "format", "version", "producer", "model", "layers", "recipe", "calibration", "backend", "graphs", "checkpoint",
+    "weights", "files",
 )  # fmt: skip
 
 Location = Literal["engine", "checkpoint"]
@@ -94,6 +95,15 @@ class CheckpointRecord:
         return cls(str(path.resolve()), fingerprint["config_sha256"], files)
 
 
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """The text that weights were fitted to: of `text_sha256`, so many sequences of so many tokens, BOS not counted."""
+
+    text_sha256: str
+    sequences: int
+    tokens_per_sequence: int
+
+
 class Piece(NamedTuple):
     """A range of a file's bytes. `file` is relative to the engine or the checkpoint, `offset` counts from its start."""
 
@@ -141,7 +151,7 @@ class Manifest:
     """The content of engine.json.
 
     `files` is filled in by the writer. `layers` are the decoder layers of an engine of a part of the model, in order;
-    None for a whole one.
+    None for a whole one. `calibration` is None where no weight was fitted to a text.
     """
 
     producer: str
@@ -153,6 +163,7 @@ class Manifest:
     weights: tuple[WeightEntry, ...]
     files: dict[str, FileRecord] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
+    calibration: CalibrationRecord | None = None
 
     def weight_files(self, location: Location) -> set[str]:
         """The files, of the engine or of the checkpoint, that weights lie in."""
@@ -167,6 +178,7 @@ class Manifest:
             "model": self.model,
             "layers": self.layers,
             "recipe": self.recipe.to_json(),
+            "calibration": None if self.calibration is None else asdict(self.calibration),
             "backend": asdict(self.backend),
             "graphs": _records(self.graphs),
             "checkpoint": {
@@ -204,6 +216,7 @@ class Manifest:
             weights=tuple(_weight(entry) for entry in fields["weights"].array()),
             files={name: _file(record) for name, record in fields["files"].mapping().items()},
             layers=None if fields["layers"].value is None else _layers(fields["layers"]),
+            calibration=None if fields["calibration"].value is None else _calibration(fields["calibration"]),
         )
 
 
@@ -230,6 +243,15 @@ def _recipe(document: JsonValue) -> Recipe:
         return Recipe.from_json(document.value, document.where)
     except RecipeError as bad:
         raise EngineError(str(bad)) from None
+
+
+def _calibration(document: JsonValue) -> CalibrationRecord:
+    fields = document.fields(*CalibrationRecord.__dataclass_fields__)
+    return CalibrationRecord(
+        fields["text_sha256"].sha256(),
+        fields["sequences"].integer(minimum=1),
+        fields["tokens_per_sequence"].integer(minimum=1),
+    )
 
 
 def _layers(document: JsonValue) -> tuple[int, ...]:

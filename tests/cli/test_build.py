@@ -41,6 +41,20 @@ def test_summary_and_json(tiny_fp8: Path, tmp_path: Path) -> None:
     assert facts["seconds"] > 0
 
 
+def test_it_says_that_fp8_is_rounded_once_more(tiny_fp8: Path, tiny_bf16: Path, tmp_path: Path) -> None:
+    told = run_here("build", tiny_fp8, "-o", tmp_path / "engine", "--precision", "int8")
+    assert told.err.rstrip().endswith("; FP8 weights requantised to int8")
+    mixed = tmp_path / "mixed.toml"
+    mixed.write_text(
+        'precision = "int4"\n[first_layers]\ncount = 1\n[first_layers.components.attention]\nformat = "int8"\n'
+    )
+    cases = ((tiny_fp8, ("--recipe", mixed), ["int4", "int8"]), (tiny_fp8, ("--precision", "fp8"), []),
+             (tiny_bf16, ("--precision", "int8"), []))  # fmt: skip
+    for checkpoint, arguments, formats in cases:
+        told = run_here("build", checkpoint, "-o", tmp_path / "engine", "--force", "--json", *arguments)
+        assert json.loads(told.out)["requantised_from_fp8_to"] == formats
+
+
 def test_quiet_says_nothing(tiny_fp8: Path, tmp_path: Path) -> None:
     outcome = run_process("build", tiny_fp8, "--output", tmp_path / "engine", "--quiet")
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")

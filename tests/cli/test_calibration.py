@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -69,6 +70,13 @@ def test_two_builds_give_the_same_bytes(places: dict[str, str], tiny_bf16: Path,
         assert components["routed_experts"]["method"] == components["head"]["method"] == "gptq"
         weights.append([path.read_bytes() for path in sorted((tmp_path / name / "weights").iterdir())])
     assert weights[0] == weights[1]
+    recorded = json.loads(run_here("inspect", tmp_path / "first", "--json").out)["engine"]["calibration"]
+    digest = hashlib.sha256(Path(places["GOOD"]).read_bytes()).hexdigest()
+    tokens = recorded["tokens_per_sequence"]
+    assert (recorded["text_sha256"], recorded["sequences"] >= 1, tokens) == (digest, True, 255)
+    shown = " ".join(run_here("inspect", tmp_path / "first").out.split())
+    assert f"{recorded['sequences']} sequence" in shown and f"of {tokens} tokens, text SHA-256" in shown
     plain = run_here("build", checkpoint, "-o", tmp_path / "plain", *INT4)
     assert plain.code == 0
+    assert json.loads(run_here("inspect", tmp_path / "plain", "--json").out)["engine"]["calibration"] is None
     assert weights[0] != [path.read_bytes() for path in sorted((tmp_path / "plain" / "weights").iterdir())]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsv3export.engine.manifest import Manifest
+from dsv3export.engine.manifest import CalibrationRecord, Manifest
 from dsv3export.engine.typed_json import parse_json
 from dsv3export.errors import EngineError
 
@@ -47,6 +47,17 @@ def test_it_says_what_the_design_says(text: str) -> None:
     assert by_name["bytes"]["sources"] == ["a", "b"] and by_name["bytes"]["transform"] == "packed"
 
 
+def calibration(digest: str = "0" * 64, sequences: object = 2, tokens: object = 255) -> dict[str, object]:
+    return {"text_sha256": digest, "sequences": sequences, "tokens_per_sequence": tokens}
+
+
+def test_the_calibration_text_is_remembered(text: str) -> None:
+    manifest = parse({**json.loads(text), "calibration": calibration("0a" * 32)})
+    assert manifest.calibration == CalibrationRecord("0a" * 32, 2, 255)
+    assert parse(json.loads(manifest.to_json())) == manifest
+    assert parse(json.loads(text)).calibration is None
+
+
 PATHS: list[tuple[list[str | int], Any, str]] = [
     (["format"], "onnx", 'expected "format": "dsv3export-engine", got "onnx"'),
     (["version"], 1, "expected engine format version 2, got 1. Rebuild"),
@@ -69,6 +80,11 @@ PATHS: list[tuple[list[str | int], Any, str]] = [
     (["weights"], {}, "weights: expected an array"),
     (["weights", 0, "shape"], [1.5], r"weights\[0\].shape\[0\]: expected an integer"),
     (["weights", 0, "shape"], [1] * 9, r"weights\[0\].shape: expected at most 8 dimensions"),
+    (["calibration"], [], r"calibration: expected an object, got \[\]"),
+    (["calibration"], {"text_sha256": "0" * 64}, "calibration: expected the key 'sequences'"),
+    (["calibration"], calibration("x" * 64), "calibration.text_sha256: expected 64 lower-case"),
+    (["calibration"], calibration(sequences=0), "calibration.sequences: expected an integer from 1"),
+    (["calibration"], calibration(tokens=True), "calibration.tokens_per_sequence: expected an integer from 1"),
     (["layers"], [], r"layers: expected null, or the numbers of layers in ascending order, got \[\]"),
     (["layers"], [1, 1], r"layers: expected null, or the numbers"),
     (["layers"], [2, 1], r"layers: expected null, or the numbers"),
