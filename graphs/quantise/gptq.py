@@ -57,12 +57,17 @@ def _reordered(matrix: Tensor, order: Tensor) -> Tensor:
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse; what float32 cannot factorise is damped further."""
-    unit = torch.diag_embed(hessian.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).expand(hessian.shape[:-1]))
+    mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     for damping in _MORE_DAMPING:
-        lower, failed = torch.linalg.cholesky_ex(hessian + damping * unit)
+        damped = hessian.clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_(mean * damping)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if failed.any():
+            continue
+        # One matrix at a time: of a wide layer each takes a gigabyte.
+        torch.cholesky_inverse(lower, out=damped)
+        factor, failed = torch.linalg.cholesky_ex(damped, upper=True)
         if not failed.any():
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed.any():
-            factor: Tensor = upper
-            return factor
+            upper: Tensor = factor
+            return upper
     raise InternalError("the mean of x x^T over the calibration inputs has no inverse")

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from dsv3export.errors import CheckpointError, InternalError
 from dsv3export.graphs.quantise.descent import descend
 from dsv3export.graphs.quantise.gptq import gptq
-from dsv3export.graphs.quantise.int_weight import Float32, IntWeight
+from dsv3export.graphs.quantise.int_weight import Float32, IntWeight, middle
 from dsv3export.graphs.quantise.integer import quantise_groups
 from dsv3export.graphs.quantise.scale_search import numbers, search_grid
 
@@ -21,7 +21,9 @@ Method = Literal["rtn", "mse", "gptq"]
 
 _DAMPING = 0.01  # of the mean of the Hessian's diagonal, as in GPTQ
 _SWEEPS = 2
-_BATCH = 1 << 24  # weights that are worked on at once: a bank's small experts together, large ones one by one
+# Weights that are worked on at once. Without Hessians rows are on their own: so few stay in the cache, and what is made
+# on the way takes no memory to speak of. With them a bank's small experts go together, large ones one by one.
+_ROWS_BATCH, _MATRICES_BATCH = 1 << 18, 1 << 24
 
 
 def quantise(
@@ -51,8 +53,6 @@ def quantise(
         CheckpointError: The weight holds an infinite number or NaN.
     """
     _check_finite(weight, name)
-    if method == "rtn":
-        return quantise_groups(weight, bits, group, symmetric)
     if method == "gptq" and hessian is None:
         raise InternalError("gptq needs a Hessian")
     *lead, rows, width = weight.shape
@@ -60,15 +60,18 @@ def quantise(
     shape = (*lead, rows, -(-width // size))
     q = np.empty(weight.shape, np.uint8)
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.uint8)
-    matrices = torch.from_numpy(weight).reshape(-1, rows, width)
     moments = None
     if method == "gptq" and hessian is not None:
         moments = torch.from_numpy(hessian).expand(*lead, width, width).reshape(-1, width, width)
-    for part in _batches(matrices.shape):
-        moment = None if moments is None else moments[part]
-        found = _quantise(matrices[part], moment, bits, size, symmetric)
+    matrices = weight.reshape(-1, 1 if moments is None else rows, width)
+    for part in _batches(matrices.shape, _ROWS_BATCH if moments is None else _MATRICES_BATCH):
+        if method == "rtn":
+            found = _rounded(matrices[part], bits, group, symmetric)
+        else:
+            moment = None if moments is None else moments[part]
+            found = _quantise(torch.from_numpy(matrices[part]), moment, bits, size, symmetric)
         for whole, piece in zip((q, scale, zero), found, strict=True):
-            torch.from_numpy(whole).reshape(matrices.shape[0], rows, -1)[part] = piece
+            torch.from_numpy(whole).reshape(*matrices.shape[:2], -1)[part] = piece
     return IntWeight(q, scale, None if symmetric else zero)
 
 
@@ -77,6 +80,13 @@ def _check_finite(weight: Float32, name: str) -> None:
     if not finite.all():
         place = ", ".join(map(str, np.argwhere(~finite)[0]))
         raise CheckpointError(f"{name}[{place}]", expected="a finite number", got=str(weight[~finite][0]))
+
+
+def _rounded(weight: Float32, bits: int, group: int | None, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_quantise`, by plain rounding."""
+    rounded = quantise_groups(weight, bits, group, symmetric)
+    zero = np.full(rounded.scale.shape, middle(bits), np.uint8) if rounded.zero_point is None else rounded.zero_point
+    return torch.from_numpy(rounded.q), torch.from_numpy(rounded.scale), torch.from_numpy(zero)
 
 
 def _quantise(
@@ -91,7 +101,8 @@ def _quantise(
         scale, zero = search_grid(groups, bits, symmetric)
         q = numbers(groups, scale[..., None], zero[..., None], bits).flatten(-2)
         return q[..., :width], scale, zero
-    hessian = _damped(pad(hessian, (0, missing, 0, missing)))
+    hessian = pad(hessian, (0, missing, 0, missing))  # a copy in any case
+    _damp(hessian)
     importance = hessian.diagonal(dim1=-2, dim2=-1).unflatten(-1, (-1, group))[:, None]
     scale, zero = search_grid(groups, bits, symmetric, importance)
     q = gptq(weight, hessian, scale.repeat_interleave(group, -1), zero.repeat_interleave(group, -1), bits)
@@ -99,14 +110,15 @@ def _quantise(
     return q[..., :width], scale, zero
 
 
-def _damped(hessian: Tensor) -> Tensor:
-    """With something added to the diagonal: inputs that calibration has not seen still count a little."""
-    mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)
-    added = torch.where(mean > 0, mean * _DAMPING, 1.0)  # an expert without any token: all inputs count the same
-    return hessian + added[..., None, None] * torch.eye(hessian.shape[-1])
+def _damp(hessian: Tensor) -> None:
+    """Add something to the diagonal, in place: inputs that calibration has not seen still count a little."""
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal.mean(-1, keepdim=True)
+    # An expert without any token: all inputs count the same.
+    diagonal += torch.where(mean > 0, mean * _DAMPING, 1.0)
 
 
-def _batches(shape: Sequence[int]) -> Iterator[slice]:
+def _batches(shape: Sequence[int], limit: int) -> Iterator[slice]:
     count, rows, width = shape
-    step = max(1, _BATCH // (rows * width))
+    step = max(1, limit // max(1, rows * width))
     yield from (slice(begin, begin + step) for begin in range(0, count, step))
