@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsv3export.cli.byte_size import byte_size
 from dsv3export.cli.capabilities import BACKENDS, CACHE_FORMATS, PRECISIONS
 from dsv3export.cli.command import Command
 from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
@@ -24,6 +25,7 @@ EXAMPLES = (
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int4 --calibration novel.txt",
     "dsv3export build path/to/DeepSeek-V3 -o slice.engine --precision int4 --layers 3:5",
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int8 --cache-dtype fp8",
+    "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int8 --max-memory 2GB --threads 2",
 )
 
 
@@ -51,6 +53,15 @@ EXAMPLES = (
     type=click.Choice(CACHE_FORMATS),
     help="What the latent cache is kept in [default: what the recipe says, or fp32].",
 )
+@click.option(
+    "--max-memory",
+    type=byte_size,
+    metavar="SIZE",
+    help="Bound of the memory, such as 4GB.  [default: 3GB, or the least possible if that is more]",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Weights made at once.  [default: physical cores]"
+)
 @click.option("--copy-weights", is_flag=True, help="Copy all weights, so that the engine needs no checkpoint.")
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @quiet_option
@@ -65,6 +76,8 @@ def command(
     calibration: Path | None,
     layers: str | None,
     cache_dtype: str | None,
+    max_memory: int | None,
+    threads: int | None,
     copy_weights: bool,
     force: bool,
     quiet: bool,
@@ -74,6 +87,9 @@ def command(
 
     The engine appears at ENGINE whole or not at all. Weights that the backend can use as they are stay in the
     checkpoint, which the engine then refers to, unless --copy-weights is given.
+
+    A build that was interrupted or killed leaves ENGINE.partial. The same command goes on from there; another one for
+    the same ENGINE starts anew.
     """
     # torch comes with this import.
     from dsv3export.graphs.build import build_engine
@@ -91,6 +107,8 @@ def command(
             calibration=calibration,
             layers=layers,
             cache_dtype=cache_dtype,
+            max_memory=max_memory,
+            threads=threads,
         )
     facts = summary(output, report)
     if as_json:
@@ -115,6 +133,8 @@ def summary(output: Path, report: BuildReport) -> dict[str, Any]:
             "referenced": {"tensors": len(referenced), "bytes": sum(referenced)},
         },
         "requantised_from_fp8_to": report.requantised,
+        "resumed_bytes": report.resumed_bytes,
+        "memory_bytes": report.memory_bytes,
         "seconds": report.seconds,
     }
 
@@ -124,8 +144,9 @@ def sentence(facts: dict[str, Any]) -> str:
     stored, referenced = facts["weights"]["stored"], facts["weights"]["referenced"]
     formats = facts["requantised_from_fp8_to"]
     requantised = f"; FP8 weights requantised to {' and '.join(formats)}" if formats else ""
+    resumed = f" ({bytes_text(facts['resumed_bytes'])} were there)" if facts["resumed_bytes"] else ""
     return (
         f"built {facts['engine']} in {facts['seconds']:.1f} s: {bytes_text(facts['engine_bytes'])}, "
-        f"{counted(stored['tensors'], 'weight')} ({bytes_text(stored['bytes'])}) in the engine, "
+        f"{counted(stored['tensors'], 'weight')} ({bytes_text(stored['bytes'])}) in the engine{resumed}, "
         f"{referenced['tensors']} ({bytes_text(referenced['bytes'])}) in the checkpoint{requantised}"
     )

@@ -76,17 +76,22 @@ def exit_code_of(call: Callable[[], object], invocation: Invocation) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return BROKEN_PIPE
-    except (KeyboardInterrupt, click.Abort):
-        _say("interrupted")
+    except (KeyboardInterrupt, click.Abort) as stop:
+        _say(_with_hint("interrupted", stop))
         return INTERRUPTED
-    except Terminated:
-        _say("terminated")
+    except Terminated as stop:
+        _say(_with_hint("terminated", stop))
         return TERMINATED
     except Exception as exception:  # noqa: BLE001 (the last resort: everything becomes an exit code)
         code = _report(exception, invocation)
         _settle_stdout()
         return code
     return 0
+
+
+def _with_hint(what: str, stop: BaseException) -> str:
+    """What was stopped may have said how to go on (see `EngineWriter`)."""
+    return f"{what}: {stop}" if str(stop) else what
 
 
 def _report(exception: Exception, invocation: Invocation) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
 from dsv3export.progress import NoProgress, Progress, Unit
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_on_stderr(quiet: bool) -> Iterator[Progress]:
-    """A bar that draws while the block runs; silent with `quiet` or where stderr is no terminal."""
+    """A bar, and notes, while the block runs; silent with `quiet` or where stderr is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield NoProgress()
         return
@@ -51,6 +53,10 @@ class _Bar:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._bar.tasks[0].total)
         self.close()
+
+    def note(self, text: str) -> None:
+        self.close()
+        click.echo(text, err=True)
 
     def close(self) -> None:
         """Leaves the bar as it stands and gives the terminal back."""

@@ -16,6 +16,10 @@ class Progress(Protocol):
 
     def finish(self) -> None: ...
 
+    def note(self, text: str) -> None:
+        """Something that is worth a line, between two bars."""
+        ...
+
 
 class NoProgress:
     """Says nothing."""
@@ -27,4 +31,7 @@ class NoProgress:
         pass
 
     def finish(self) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dsv3export import __version__
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config.layer_slice import sliced_layers
@@ -25,19 +22,24 @@ from dsv3export.engine.manifest import (
 )
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
+from dsv3export.graphs.build_key import build_key
 from dsv3export.graphs.buildable import check_buildable, check_calibration
-from dsv3export.graphs.calibration import Calibration
+from dsv3export.graphs.calibration import Calibration, one_thread
 from dsv3export.graphs.calibration_text import calibration_record, calibration_sequences
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
 from dsv3export.graphs.lower.onnxruntime.serialize import Location
+from dsv3export.graphs.memory_plan import MemoryPlan, plan_memory
+from dsv3export.graphs.packer import Packer
 from dsv3export.graphs.passes.cache_format import narrow_cache
 from dsv3export.graphs.passes.quantise import BITS, quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import verify
 from dsv3export.graphs.trace import graph_for
-from dsv3export.graphs.weight_plan import Packer, plan_weights
+from dsv3export.graphs.weight_plan import plan_weights
+from dsv3export.graphs.weight_units import plan_units
 from dsv3export.progress import NoProgress, Progress
 from dsv3export.recipe import LAYER_COMPONENTS, Recipe
+from dsv3export.runtime.threads import default_threads
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,16 @@ class BuildReport:
         manifest: The engine's.
         engine_bytes: Its size on disk.
         seconds: How long it took.
+        resumed_bytes: How many bytes of weights an interrupted build had left.
+        memory_bytes: The resident memory that it was planned to take at most.
         requantised: The integer formats that weights stored as FP8 were rounded to once more; empty where none was.
     """
 
     manifest: Manifest
     engine_bytes: int
     seconds: float
+    resumed_bytes: int
+    memory_bytes: int
     requantised: tuple[str, ...] = ()
 
 
@@ -69,6 +75,8 @@ def build_engine(
     calibration: str | Path | None = None,
     layers: str | None = None,
     cache_dtype: str | None = None,
+    max_memory: int | None = None,
+    threads: int | None = None,
 ) -> BuildReport:
     """Build an engine directory from a checkpoint directory.
 
@@ -76,9 +84,13 @@ def build_engine(
     2. trace     the reference into the graph, one function per layer kind, and verify it
     3. quantise  each component to the precision that the recipe gives it, then the latent cache
     4. lower     the dsv3 ops and the weight layouts to the backend
-    5. plan      which weights are written and which stay in the checkpoint
-    6. write     weights streaming, then the graph, tokenizer and manifest; the engine appears whole at the end;
-                 a calibration text runs through the float32 graph along with them, layer by layer
+    5. plan      which weights are written and which stay in the checkpoint, in what units they are made, and what
+                 memory that takes
+    6. write     weights, several units at once, then the graph, tokenizer and manifest; the engine appears whole at
+                 the end; a calibration text runs through the float32 graph along with them, layer by layer
+
+    A build that was killed or interrupted leaves ``<out>.partial``; the same build goes on from there. Equal inputs
+    give equal bytes, whatever `max_memory` and `threads` are and however often it was interrupted.
 
     Args:
         precision: A preset recipe: fp32, bf16, fp8, int8 or int4.
@@ -90,11 +102,16 @@ def build_engine(
         layers: Build a part of the model, for measuring memory and speed at true shapes: embedding, the decoder layers
             of this slice (``"3:5"`` for layers 3 and 4), head. What such an engine writes makes no sense.
         cache_dtype: What the latent cache is kept in: fp32, bf16, f16 or fp8; over what the recipe says.
+        max_memory: Bound of the process's resident memory in bytes; None = 3 GB, or the least possible if that is
+            more.
+        threads: How many units are made at once; None = one per physical core.
 
     Raises:
-        UserError: Bad input, a combination that cannot be built, a full disk; `out` is then as it was before.
+        UserError: Bad input, a combination that cannot be built, a full disk, a bound of memory that is too low; `out`
+            is then as it was before.
     """
     started = time.monotonic()
+    progress = progress or NoProgress()
     calibrated = calibration is not None
     chosen = Recipe.from_toml(recipe, calibrated) if recipe is not None else Recipe.for_precision(precision, calibrated)
     if cache_dtype is not None:
@@ -104,7 +121,7 @@ def build_engine(
     checkpoint = Checkpoint.open(Path(checkpoint_path))
     chosen.check_layers(checkpoint.config.num_hidden_layers)
     parts = None if layers is None else sliced_layers(layers, checkpoint.config.num_hidden_layers)
-    fitted, text = None, None
+    fitted, text, sequences = None, None, None
     if calibration is not None:
         sequences = calibration_sequences(Path(calibration), checkpoint)
         fitted, text = Calibration(checkpoint, sequences), calibration_record(Path(calibration), sequences)
@@ -114,25 +131,41 @@ def build_engine(
     quantised = narrow_cache(quantised, chosen.cache, checkpoint.config)
     verify(quantised.model)
     lowered = lower(quantised, _embedding_dtype(checkpoint, chosen), router_dtype=_router_dtype(checkpoint, chosen))
-    with EngineWriter(Path(out), force, checkpoint) as writer:
-        plan = plan_weights(lowered, checkpoint, copy_weights)
-        entries = _write_weights(writer, lowered, plan, Packer(checkpoint, fitted), progress or NoProgress())
+    plan = plan_weights(lowered, checkpoint, copy_weights)
+    units = plan_units(plan, lowered.weights, Packer(checkpoint, fitted), fitted)
+    memory = plan_memory(units, threads or default_threads(), max_memory, fitted)
+    key = build_key(checkpoint, plan, lowered.weights, units, sequences)
+    with EngineWriter(Path(out), force, checkpoint, key) as writer:
+        progress.note(_announcement(plan, memory))
+        with one_thread():
+            entries = writer.write_weights(plan, units, memory.limits, progress)
         graph = writer.write_file("graph/trunk.onnx", serialize(lowered.model, _locations(entries)))
         writer.copy_tokenizer(checkpoint.path)
         record = BackendRecord(backend, _onnxruntime_version(), lowered.model.graph.opset_imports[""])
         manifest = writer.finish(_manifest(checkpoint, chosen, record, graph, entries, parts, text))
     size = graph.size + sum(record.size for record in manifest.files.values())
-    return BuildReport(manifest, size, time.monotonic() - started, _requantised(checkpoint, chosen))
+    return BuildReport(
+        manifest,
+        size,
+        time.monotonic() - started,
+        writer.resumed_bytes,
+        memory.expected,
+        _requantised(checkpoint, chosen),
+    )
 
 
-def _write_weights(
-    writer: EngineWriter, lowered: GraphWithWeights, plan: Sequence[PlannedWeight], packer: Packer, progress: Progress
-) -> list[WeightEntry]:
-    def produce(planned: PlannedWeight) -> NDArray[np.generic]:
-        array: NDArray[np.generic] = packer.pack(lowered.weights[planned.name])
-        return array
+def _announcement(plan: Sequence[PlannedWeight], memory: MemoryPlan) -> str:
+    """What is about to happen, on one line."""
+    stored = sum(weight.nbytes for weight in plan if not weight.reference)
+    threads = memory.limits.threads
+    return (
+        f"{_size(stored)} of weights to write, on {threads} thread{'s' if threads > 1 else ''}, "
+        f"with {_size(memory.expected)} of memory at most"
+    )
 
-    return writer.write_weights(plan, produce, progress)
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _manifest(

@@ -48,6 +48,21 @@ class Calibration:
         self._call_of = {str(value.name): i for value, i in self._last_use.items() if is_weight(value)}
         self._rewind()
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that lasts while a layer's weights are quantised: sums, and hidden states."""
+        return 0
+
+    @property
+    def passing_bytes(self) -> int:
+        """Memory that running a layer takes at most."""
+        return 0
+
+    @property
+    def bytes_per_matrix(self) -> int:
+        """Memory that a Hessian is made in, besides its own: an expert's share of the tokens and what comes of them."""
+        return 0
+
     def hessian_of(self, weight: str) -> HessianOf:
         """The mean of x x^T for each matrix of a weight of the traced graph.
 
@@ -55,15 +70,23 @@ class Calibration:
             RequestError: The weight is the MTP layer's.
             CheckpointError: What it is multiplied with is no number; also from the function that is returned.
         """
+        index = self.call_of(weight)
+        if weight not in self._found:
+            self.observe(index)
+        return partial(_finite, self._found[weight], weight)
+
+    def call_of(self, weight: str) -> int:
+        """The call of the main graph that uses a weight. Raises RequestError for a weight of the MTP layer."""
         if weight not in self._call_of:
             raise RequestError(weight, expected="a weight of the trunk: the MTP layer is not calibrated")
-        index = self._call_of[weight]
-        if weight not in self._found:
-            if index < self._next:
-                self._rewind()
-            while self._next <= index:
-                self._advance(observed=self._next == index)
-        return partial(_finite, self._found[weight], weight)
+        return self._call_of[weight]
+
+    def observe(self, call: int) -> None:
+        """Run as far as a call of the main graph, and learn what its weights are multiplied with."""
+        if call < self._next:
+            self._rewind()
+        while self._next <= call:
+            self._advance(observed=self._next == call)
 
     def _rewind(self) -> None:
         self._next = 0

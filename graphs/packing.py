@@ -1,4 +1,7 @@
-"""How weights are laid out for a backend: a table of packings, numpy arrays in, one array out."""
+"""How weights are laid out for a backend: a table of packings, numpy arrays in, one array out.
+
+A packing of banks treats each expert (first axis) on its own: it is given the whole banks or some of their experts.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +55,8 @@ def _per_head(kv_b: Array, dims: Mapping[str, Any]) -> Array:
 
 
 def _blocks(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
-    """Packed numbers [N, P] -> [N, G, P/G], MatMulNBits' shape of the same bytes."""
-    return arrays[0].reshape(dims["N"], dims["G"], dims["P/G"])
+    """Packed numbers [N, P], or some of the rows, -> [N, G, P/G], MatMulNBits' shape of the same bytes."""
+    return arrays[0].reshape(-1, dims["G"], dims["P/G"])
 
 
 # The float types that a leaf may be wanted in.
@@ -62,6 +65,8 @@ FLOAT_TYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+# Those that treat each row of a matrix on its own as well.
+BY_ROWS = frozenset({"blocks"})
 PACKINGS: dict[str, Packing] = {
     "interleave_gate_up": _interleave,
     "blocks": _blocks,

@@ -1,24 +1,18 @@
-"""Which weights an engine stores, which it leaves in the checkpoint, and how the stored ones are made."""
+"""Which weights an engine stores, and which it leaves in the checkpoint."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.checkpoint.fp8 import check_scale
-from dsv3export.checkpoint.model_weights import checkpoint_tensors, is_bank, load_float32
+from dsv3export.checkpoint.model_weights import checkpoint_tensors, is_bank
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.errors import InternalError
-from dsv3export.graphs.calibration import Calibration, one_thread
-from dsv3export.graphs.fp8_parts import FP8_PARTS, FP8_SCALES, fp8_parts, fp8_sources
-from dsv3export.graphs.packing import FLOAT_TYPES, PACKINGS
-from dsv3export.graphs.quantise_weight import INT_PARTS, quantise_weight
+from dsv3export.graphs.fp8_parts import FP8_PARTS, FP8_SCALES, fp8_sources
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.weight_expr import WeightExpr
@@ -26,8 +20,6 @@ from dsv3export.graphs.weight_expr import WeightExpr
 # An engine without a weight of this size to refer to copies all: it should not depend on its checkpoint for the sake of
 # a few router biases.
 MIN_REFERENCE_BYTES = 1 << 20
-# Gate and up of a bank are interleaved: both stay until numbers, scales and zero points have been written.
-_KEPT_WEIGHTS = 2
 
 _STORED_NAMES: Mapping[ir.DataType, str] = {
     ir.DataType.FLOAT: "F32",
@@ -77,46 +69,3 @@ def _sources(leaf: WeightExpr, checkpoint: Checkpoint) -> tuple[str, ...]:
     if leaf.packing in FP8_PARTS:
         return fp8_sources(leaf.name, leaf.packing, checkpoint)
     return checkpoint_tensors(leaf.name, checkpoint.config)
-
-
-class Packer:
-    """Makes the arrays that weight expressions stand for.
-
-    Numbers, scales and zero points of an integer weight are planned as neighbours: the latest quantised weights are
-    kept, so that each is quantised once.
-
-    Args:
-        calibration: Of the same checkpoint; needed for weights that are quantised by gptq. It runs along: weights are
-            best asked for in the order of the graph.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, calibration: Calibration | None = None) -> None:
-        self._checkpoint = checkpoint
-        self._calibration = calibration
-        self._quantised: OrderedDict[tuple[WeightExpr, ...], dict[str, NDArray[Any]]] = OrderedDict()
-
-    def pack(self, expr: WeightExpr) -> NDArray[Any]:
-        """The array of an expression."""
-        if expr.packing in INT_PARTS:
-            return self._int_parts(expr)[expr.packing]
-        if expr.packing in FP8_PARTS:
-            return fp8_parts(expr.name, self._checkpoint)[expr.packing]
-        if expr.inputs:
-            return PACKINGS[expr.packing]([self.pack(each) for each in expr.inputs], dict(expr.params))
-        return load_float32(expr.name, self._checkpoint).astype(FLOAT_TYPES[expr.packing], copy=False)
-
-    def _int_parts(self, expr: WeightExpr) -> dict[str, NDArray[Any]]:
-        if expr.inputs not in self._quantised:
-            (weight,) = expr.inputs
-            self._quantised[expr.inputs] = self._quantise(weight, dict(expr.params))
-            while len(self._quantised) > _KEPT_WEIGHTS:
-                self._quantised.popitem(last=False)
-        return self._quantised[expr.inputs]
-
-    def _quantise(self, weight: WeightExpr, params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        if params["method"] != "gptq" or self._calibration is None:
-            return quantise_weight(self.pack(weight), params, weight.name)
-        with one_thread():
-            # Before the weight is loaded: this runs whole layers.
-            hessian_of = self._calibration.hessian_of(weight.name)
-            return quantise_weight(self.pack(weight), params, weight.name, hessian_of)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dsv3export.checkpoint.fp8 import check_scale, dequantize
+from dsv3export.checkpoint.fp8 import block_rows, check_scale, dequantize
 from dsv3export.checkpoint.header import ShardHeader, TensorInfo
 from dsv3export.checkpoint.shards import read_shards
 from dsv3export.checkpoint.validate import FP8, HEAD, SCALE, check_tensors, is_harmless
@@ -78,22 +78,34 @@ class Checkpoint:
         flat = np.frombuffer(self._map(info.file), dtype=dtype, count=info.nbytes // dtype.itemsize, offset=info.offset)
         return flat.reshape(info.shape)
 
-    def float32(self, name: str) -> npt.NDArray[np.float32]:
+    def float32(self, name: str, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
         """The tensor's value as float32; an FP8 weight is multiplied by its block scales.
 
         A tensor stored as float32 is not copied: the result is then a read-only view.
 
+        Args:
+            rows: A part of the first axis; of an FP8 weight it begins with a block.
+
         Raises:
             CheckpointError: A scale is zero, negative, infinite or NaN; names file, tensor and place.
         """
-        stored = self.array(name)
+        stored = self.array(name)[rows] if rows != slice(None) else self.array(name)
         if self._info(name).dtype != FP8:
             return stored.astype(np.float32, copy=False)
         if self.config.quantization is None or f"{name}{SCALE}" not in self.tensors:
             raise InternalError(f"the FP8 tensor {name} has no scale")
         scale = self.array(f"{name}{SCALE}")
         check_scale(self._info(f"{name}{SCALE}"), scale)
-        return dequantize(stored, scale, self.config.quantization.block)
+        block = self.config.quantization.block
+        return dequantize(stored, scale[block_rows(rows, block[0])], block)
+
+    def forget(self, name: str) -> None:
+        """Let go of the memory that the tensor's mapped pages take; they are read again when they are needed."""
+        info = self._info(name)
+        begin = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        length = info.offset + info.nbytes - begin
+        if length and info.file in self._maps:
+            self._maps[info.file].madvise(mmap.MADV_DONTNEED, begin, length)
 
     def shard_of(self, name: str) -> str:
         """The weight file that holds the tensor, relative to `path`."""

@@ -24,6 +24,12 @@ def check_scale(info: TensorInfo, scale: npt.NDArray[np.float32]) -> None:
         raise CheckpointError(what, expected="a positive, finite scale", got=f"{scale[row, column]}")
 
 
+def block_rows(rows: slice, height: int) -> slice:
+    """The rows of scales for rows of the weight that begin with a block of `height` rows."""
+    begin, end = rows.start, rows.stop
+    return slice(None if begin is None else begin // height, None if end is None else -(-end // height))
+
+
 def dequantize(
     weight: npt.NDArray[Any], scale: npt.NDArray[np.float32], block: tuple[int, int]
 ) -> npt.NDArray[np.float32]:

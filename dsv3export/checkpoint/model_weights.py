@@ -33,16 +33,19 @@ def is_bank(name: str) -> bool:
     return name.endswith(_BANKS)
 
 
-def load_float32(name: str, checkpoint: Checkpoint) -> NDArray[np.float32]:
-    """A weight of the model as float32; FP8 tensors are multiplied by their block scales."""
+def load_float32(name: str, checkpoint: Checkpoint, rows: slice = slice(None)) -> NDArray[np.float32]:
+    """A weight of the model as float32; FP8 tensors are multiplied by their block scales.
+
+    Args:
+        rows: A part of the first axis: experts of a bank, rows of a matrix (see `Checkpoint.float32`).
+    """
     sources = checkpoint_tensors(name, checkpoint.config)
     if not sources:
-        return inverse_frequencies(checkpoint.config)
+        return inverse_frequencies(checkpoint.config)[rows]
     if not is_bank(name):
-        return checkpoint.float32(sources[0])
-    first = checkpoint.float32(sources[0])
-    bank = np.empty((len(sources), *first.shape), np.float32)
-    bank[0] = first
-    for index, source in enumerate(sources[1:], start=1):
+        return checkpoint.float32(sources[0], rows)
+    chosen = sources[rows]
+    bank = np.empty((len(chosen), *checkpoint.tensors[sources[0]].shape), np.float32)
+    for index, source in enumerate(chosen):
         bank[index] = checkpoint.float32(source)
     return bank

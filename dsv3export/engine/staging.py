@@ -1,7 +1,7 @@
 """The folder an engine is built in: `<target>.partial`, owned by one process, then renamed to the target.
 
-A file with a lock marks the folder as ours. A killed build loses its lock, so that the next build may clear what it
-left; a folder without the mark is somebody else's and is never touched.
+A file with a lock marks the folder as ours. A killed build loses its lock, so that the next build may go on with what
+it left, or clear it; a folder without the mark is somebody else's and is never touched.
 """
 
 from __future__ import annotations
@@ -10,23 +10,35 @@ import contextlib
 import fcntl
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
+from dsv3export.engine.journal import JOURNAL_NAME, journal_key
 from dsv3export.engine.manifest import MANIFEST_NAME
 from dsv3export.engine.resources import resource_errors
 from dsv3export.errors import EngineError, ResourceError
 
 LOCK_NAME = ".dsv3export-build"
+WEIGHTS_FOLDER = "weights"
 
 
 class Staging:
-    """Acquires `<target>.partial` on construction; end it with `publish` or `discard`.
+    """Acquires `<target>.partial` on construction; end it with `publish`, `discard` or `keep`.
+
+    Args:
+        target: The engine to be.
+        force: Whether an engine that is there may be replaced.
+        key: Of the build: weights that a build of the same key has left stay there, with its journal.
+
+    Attributes:
+        path: The folder.
+        abandoned: Whether another build's weights were cleared.
 
     Raises EngineError when the target may not be (over)written or another build runs, ResourceError when the
     machine refuses.
     """
 
-    def __init__(self, target: Path, force: bool) -> None:
+    def __init__(self, target: Path, force: bool, key: str = "") -> None:
         self.target, self._force = Path(os.path.realpath(target)), force
         self.path = self.target.with_name(self.target.name + ".partial")
         self._aside = self.target.with_name(self.target.name + ".replaced")
@@ -36,7 +48,9 @@ class Staging:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _acquire(self.path)
             try:
-                _clear(self.path)
+                left = journal_key(self.path)
+                self.abandoned = left is not None and left != key
+                _clear(self.path, (JOURNAL_NAME, WEIGHTS_FOLDER) if key and left == key else ())
                 self._recover()
                 check_target(self.target, force)
             except BaseException:
@@ -70,6 +84,7 @@ class Staging:
                 raise
             _sync(self.target.parent)
         with contextlib.suppress(OSError):  # the engine stands: leftovers are no reason to fail
+            (self.target / JOURNAL_NAME).unlink(missing_ok=True)
             (self.target / LOCK_NAME).unlink()
             if replaces:
                 shutil.rmtree(self._aside)
@@ -84,6 +99,10 @@ class Staging:
             self.path.rmdir()
             for parent in self._created_parents:
                 parent.rmdir()
+        os.close(self._lock)
+
+    def keep(self) -> None:
+        """Leaves what was built where it is, for a build of the same key to go on with."""
         os.close(self._lock)
 
 
@@ -139,9 +158,9 @@ def _is_ours(partial: Path) -> bool:
     return not names or LOCK_NAME in names
 
 
-def _clear(partial: Path) -> None:
+def _clear(partial: Path, kept: Collection[str] = ()) -> None:
     for entry in partial.iterdir():
-        if entry.name == LOCK_NAME:
+        if entry.name == LOCK_NAME or entry.name in kept:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

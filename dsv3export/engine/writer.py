@@ -1,24 +1,26 @@
-"""Writes an engine directory: streaming, all or nothing."""
+"""Writes an engine directory: all or nothing, and where it was killed it goes on."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.dtypes import NUMPY
 from dsv3export.engine.file_writer import write_file
+from dsv3export.engine.journal import Journal, journal_key
 from dsv3export.engine.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, Piece, WeightEntry
 from dsv3export.engine.numbered_names import shortened
 from dsv3export.engine.plan import PlannedWeight, Shard, layout_shards
 from dsv3export.engine.resources import require_free_disk, resource_errors
 from dsv3export.engine.staging import Staging
 from dsv3export.engine.tokenizer_files import read_carried_files
+from dsv3export.engine.weight_files import WeightFiles
+from dsv3export.engine.work import ONE_AT_A_TIME, Limits, Stage
 from dsv3export.errors import EngineError, InternalError
 from dsv3export.progress import NoProgress, Progress
 
@@ -27,42 +29,53 @@ _BY_REFERENCE_TEXT = (
     b"The graph names this file as the location of its weights. The weights themselves are bound when the engine is\n"
     b"loaded: the table in engine.json says which file of the engine or of the checkpoint holds each of them.\n"
 )
-_CHUNK = 16 << 20
-
-Produce = Callable[[PlannedWeight], "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]
 
 
 class EngineWriter:
-    """Builds an engine in `<out>.partial` and renames it to `out` in `finish`; otherwise leaves nothing behind.
+    """Builds an engine in `<out>.partial` and renames it to `out` in `finish`; an error leaves nothing behind.
+
+    What is stopped from outside (Ctrl-C, SIGTERM, a crash of the machine) leaves the weights that are finished, if the
+    build has a key; a build with the same key then goes on with them.
 
     Args:
         out: The engine directory to be. With `force` an engine that is there already is replaced.
         checkpoint: What the engine is built from; needed for weights that stay there. `out` may neither lie in its
             folder nor hold it.
+        key: Stands for everything that determines the bytes of the weights; "" = never go on with a build.
+
+    Attributes:
+        resumed_bytes: How many bytes of weights were there from before; known after `write_weights`.
 
     Raises:
         EngineError: The target may not be written, or another build is writing it.
         ResourceError: The disk is full or read-only, a file grows too large, ...
     """
 
-    def __init__(self, out: Path, force: bool = False, checkpoint: Checkpoint | None = None) -> None:
-        self._out, self._force = out, force
+    def __init__(self, out: Path, force: bool = False, checkpoint: Checkpoint | None = None, key: str = "") -> None:
+        self._out, self._force, self._key = out, force, key
         self._checkpoint = checkpoint
         self._staging: Staging | None = None
         self._files: dict[str, FileRecord] = {}
+        self.resumed_bytes = 0
 
     def __enter__(self) -> EngineWriter:
         if self._checkpoint is not None:
             _check_apart(self._out, self._checkpoint.path)
-        self._staging = Staging(self._out, self._force)
+        self._staging = Staging(self._out, self._force, self._key)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._staging is not None:
-            self._staging.discard()
-            self._staging = None
+        staging, self._staging = self._staging, None
+        if staging is None:
+            return
+        stopped = None if isinstance(error, Exception) else error
+        if stopped is not None and self._key and journal_key(staging.path) == self._key:
+            staging.keep()
+            stopped.args = (f"run the same command again to go on with {staging.path}",)
+        else:
+            staging.discard()
 
     def write_file(self, name: str, data: bytes) -> GraphRecord:
         """Writes a whole file; `name` is relative to the engine. Returns its record for `Manifest.graphs`."""
@@ -70,31 +83,38 @@ class EngineWriter:
         return GraphRecord(name, record.sha256, record.size)
 
     def write_weights(
-        self, plan: Sequence[PlannedWeight], produce: Produce, progress: Progress | None = None
+        self,
+        plan: Sequence[PlannedWeight],
+        stages: Sequence[Stage],
+        limits: Limits = ONE_AT_A_TIME,
+        progress: Progress | None = None,
     ) -> list[WeightEntry]:
-        """Writes the weights that are not references, one at a time, as `produce` hands them out.
+        """Writes the weights that are not references.
 
         Args:
             plan: All weights of the engine. May be called once.
-            produce: Gives the array of a planned weight, with its dtype and shape.
+            stages: Make each of those weights, part by part; stage by stage.
+            limits: How much is made at once; the result does not depend on it.
 
         Returns:
             The weight table, in the order of `plan`.
         """
-        progress = progress or NoProgress()
+        progress, folder = progress or NoProgress(), self._open_staging.path
         shards = layout_shards([weight for weight in plan if not weight.reference])
-        total = sum(shard.size for shard in shards)
-        require_free_disk(self._open_staging.path, total)
+        _check_complete(shards, stages)
+        require_free_disk(folder, sum(shard.size for shard in shards) - _allocated(folder, shards))
         entries = self._references(plan)
-        progress.start("writing weights", total, "bytes")
+        if self._open_staging.abandoned:
+            progress.note(f"{folder} was another build's and is cleared: this one starts anew")
+        with closing(Journal(folder, self._key)) as journal, closing(WeightFiles(folder, shards)) as files:
+            self.resumed_bytes = files.write(stages, journal, limits, progress)
+            self._files |= files.records(limits, progress)
         for shard in shards:
-            self._write(shard.file, _shard_chunks(shard, produce, progress))
             for weight, offset in shard.offsets():
                 entries[weight.name] = WeightEntry(
                     weight.name, weight.dtype, weight.shape, "engine", (Piece(shard.file, offset, weight.nbytes),),
                     shortened(weight.sources), weight.transform,
                 )  # fmt: skip
-        progress.finish()
         return [entries[weight.name] for weight in plan]
 
     def copy_tokenizer(self, checkpoint: Path) -> list[str]:
@@ -164,20 +184,23 @@ class EngineWriter:
         return replace(manifest, files=files, checkpoint=replace(checkpoint, mtimes_ns=mtimes))
 
 
-def _shard_chunks(shard: Shard, produce: Produce, progress: Progress) -> Iterator[bytes | memoryview]:
-    yield shard.header
-    progress.advance(len(shard.header))
-    for weight in shard.weights:
-        array = produce(weight)
-        if array.shape != weight.shape or array.dtype != NUMPY[weight.dtype]:
-            raise InternalError(
-                f"{weight.name} was planned as {weight.dtype} {weight.shape}, made as {array.dtype} {array.shape}"
-            )
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        for start in range(0, len(data), _CHUNK):
-            chunk = data[start : start + _CHUNK]
-            yield chunk
-            progress.advance(len(chunk))
+def _check_complete(shards: Sequence[Shard], stages: Sequence[Stage]) -> None:
+    """Raises InternalError unless the units make as many bytes of each weight as it has."""
+    made: Counter[str] = Counter()
+    for stage in stages:
+        for unit in stage.units:
+            for part in unit.parts:
+                made[part.weight.name] += part.nbytes
+    wanted = {weight.name: weight.nbytes for shard in shards for weight in shard.weights}
+    wrong = sorted(name for name in wanted.keys() | made.keys() if wanted.get(name, 0) != made[name])
+    if wrong:
+        raise InternalError(f"the units make {made[wrong[0]]} bytes of {wrong[0]}, planned {wanted.get(wrong[0], 0)}")
+
+
+def _allocated(folder: Path, shards: Sequence[Shard]) -> int:
+    """Bytes of disk that the files of an earlier, stopped build take already."""
+    paths = [folder / shard.file for shard in shards]
+    return sum(path.stat().st_blocks * 512 for path in paths if path.is_file())
 
 
 def _check_apart(out: Path, checkpoint: Path) -> None:

@@ -92,6 +92,13 @@ BAD_REQUESTS = (
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--recipe", "mix.json"), ("mix.json",)),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--colour", "red"), ("--colour",)),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "more"), ("more",)),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--threads", "0"), ("--threads", "1")),
+    BadRequest(
+        ("build", "CHECKPOINT", "-o", "TARGET", "--max-memory", "4 bananas"), ("--max-memory", "4GB", "bananas")
+    ),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--max-memory", "0GB"), ("--max-memory", "one byte")),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--max-memory", "-1GB"), ("--max-memory", "-1GB")),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--max-memory", "50MB"), ("max_memory", "at least", "0.05 GB")),
     BadRequest(("bild", "CHECKPOINT"), ("bild",)),
     BadRequest(("--loud",), ("--loud",)),
     BadRequest(("completion", "tcsh"), ("tcsh", "bash")),

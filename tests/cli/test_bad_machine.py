@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -30,6 +31,7 @@ class Stop:
     written = 0
     def start(self, title, total, unit): pass
     def finish(self): pass
+    def note(self, text): pass
     def advance(self, amount):
         self.written += amount
         if self.written > 1 << 20:
@@ -136,10 +138,15 @@ def test_killed_build_leaves_no_engine_and_the_next_one_succeeds(tiny_fp8: Path,
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_stopped_build_cleans_up(number: signal.Signals, code: int, word: str, tiny_fp8: Path, tmp_path: Path) -> None:
+def test_stopped_build_can_go_on(number: signal.Signals, code: int, word: str, tiny_fp8: Path, tmp_path: Path) -> None:
     outcome = stopped_build(tiny_fp8, tmp_path / "engine", number)
-    assert (outcome.code, outcome.out, outcome.err_lines) == (code, "", [f"dsv3export: {word}"])
-    assert list(tmp_path.iterdir()) == []
+    partial = tmp_path / "engine.partial"
+    said = f"dsv3export: {word}: run the same command again to go on with {partial}"
+    assert (outcome.code, outcome.out, outcome.err_lines) == (code, "", [said])
+    assert list(tmp_path.iterdir()) == [partial]
+    facts = json.loads(run_here("build", tiny_fp8, "-o", tmp_path / "engine", "--json").out)
+    assert 1 << 20 < facts["resumed_bytes"] < facts["weights"]["stored"]["bytes"]
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
 
 def _move(checkpoint: Path) -> None:

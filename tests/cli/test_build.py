@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_summary_and_json(tiny_fp8: Path, tmp_path: Path) -> None:
     assert stored["bytes"] + referenced["bytes"] == sum(entry.nbytes for entry in manifest.weights)
     # What is left out of the report is engine.json itself.
     assert abs(facts["engine_bytes"] + (engine / "engine.json").stat().st_size - size_of(engine)) < 1024
-    assert facts["seconds"] > 0
+    assert facts["seconds"] > 0 and facts["resumed_bytes"] == 0 and 10**8 < facts["memory_bytes"] < 3 * 10**9
 
 
 def test_it_says_that_fp8_is_rounded_once_more(tiny_fp8: Path, tiny_bf16: Path, tmp_path: Path) -> None:
@@ -68,6 +69,8 @@ def test_copy_weights(tiny_fp8: Path, tmp_path: Path) -> None:
 def test_progress_on_a_terminal(tiny_fp8: Path, tmp_path: Path) -> None:
     """All three streams are a terminal: the bar names what it counts and ends at the whole."""
     shown = on_a_terminal("build", str(tiny_fp8), "-o", str(tmp_path / "engine"))
+    assert re.search(r"[0-9.]+ MB of weights to write, on [0-9]+ threads?, with [0-9.]+ [MG]B of memory at most", shown)
+    assert "hashing weights" in shown
     assert "MiB" in shown
     assert "MB/s" in shown
     assert f"built {tmp_path}/engine" in shown.replace("\r\n", "")

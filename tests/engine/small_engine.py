@@ -13,6 +13,7 @@ from dsv3export.engine.manifest import BackendRecord, CheckpointRecord, GraphRec
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import EngineWriter
 from dsv3export.recipe import Recipe
+from tests.support.whole_weights import whole
 
 REFERENCED = "model.layers.1.post_attention_layernorm.weight"
 EXPERTS = tuple(f"model.layers.2.mlp.experts.{expert}.up_proj.weight" for expert in range(4))
@@ -56,8 +57,9 @@ def small_manifest(source: Checkpoint, graph: GraphRecord, table: list[WeightEnt
 
 def build_small_engine(out: Path, checkpoint: Path, force: bool = False) -> Manifest:
     source = Checkpoint.open(checkpoint)
+    plan = small_plan(source)
     with EngineWriter(out, force=force, checkpoint=source) as writer:
         graph = writer.write_file("graph/trunk.onnx", b"a graph")
-        table = writer.write_weights(small_plan(source), produce)
+        table = writer.write_weights(plan, whole(plan, produce))
         writer.copy_tokenizer(checkpoint)
         return writer.finish(small_manifest(source, graph, table))

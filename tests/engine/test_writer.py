@@ -24,9 +24,10 @@ from dsv3export.engine.manifest import GraphRecord
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.staging import LOCK_NAME
-from dsv3export.engine.writer import BY_REFERENCE, EngineWriter, Produce
+from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
 from dsv3export.errors import EngineError, InternalError, ResourceError, TokenizerError
 from tests.engine.small_engine import REFERENCED, build_small_engine, produce, small_manifest, small_plan
+from tests.support.whole_weights import Produce, whole
 
 
 def contents(folder: Path) -> set[str]:
@@ -76,7 +77,7 @@ def test_weights_are_split_over_files_and_made_one_at_a_time(
 
     with EngineWriter(tmp_path / "engine", checkpoint=source) as writer:
         graph = writer.write_file("graph/trunk.onnx", b"")
-        table = writer.write_weights(plan, make)
+        table = writer.write_weights(plan, whole(plan, make))
         writer.finish(small_manifest(source, graph, table))
     files = EngineFiles.open(tmp_path / "engine", "full")
     assert [entry.name for entry in table] == [weight.name for weight in plan] and len(alive) == 7
@@ -87,27 +88,34 @@ def test_weights_are_split_over_files_and_made_one_at_a_time(
 
 
 class Recorder:
+    """Total and done of each bar, by title."""
+
     def __init__(self) -> None:
-        self.total = self.done = 0
-        self.finished = False
+        self.bars: dict[str, list[int]] = {}
+        self.title = ""
 
     def start(self, title: str, total: int, unit: str) -> None:
-        assert title and unit == "bytes"
-        self.total = total
+        assert title not in self.bars and unit == "bytes" and not self.title
+        self.title = title
+        self.bars[title] = [total, 0]
 
     def advance(self, amount: int) -> None:
-        self.done += amount
+        self.bars[self.title][1] += amount
 
     def finish(self) -> None:
-        self.finished = True
+        self.title = ""
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
 
 
 def test_progress_counts_every_byte(tmp_path: Path, checkpoint: Path) -> None:
     source, progress = Checkpoint.open(checkpoint), Recorder()
     with EngineWriter(tmp_path / "engine", checkpoint=source) as writer:
-        writer.write_weights(small_plan(source), produce, progress)
+        writer.write_weights(small_plan(source), whole(small_plan(source), produce), progress=progress)
         written = (tmp_path / "engine.partial/weights/model-00001.safetensors").stat().st_size
-    assert progress.total == progress.done == written and progress.finished
+    assert progress.bars == {"writing weights": [written, written], "hashing weights": [written, written]}
+    assert progress.title == ""
 
 
 def test_no_copy_is_made_of_referenced_weights_reached_by_links(tmp_path: Path, checkpoint: Path) -> None:
@@ -127,7 +135,7 @@ def write_weights(out: Path, plan: list[PlannedWeight], produce: Produce, source
     """A build that ends after its weights, unfinished."""
     with EngineWriter(out, checkpoint=source) as writer:
         writer.write_file("graph/trunk.onnx", b"x")
-        writer.write_weights(plan, produce)
+        writer.write_weights(plan, whole(plan, produce))
 
 
 def raising(error: BaseException) -> Produce:
@@ -297,6 +305,19 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("call", ["pwrite", "posix_fallocate"])
+def test_a_disk_that_gets_full_with_weights_is_a_resource_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(ResourceError, match=r"model-00001.safetensors: No space left on device. Free some space"):
+        write_weights(tmp_path / "engine", ONE_WEIGHT, produce)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("call", ["write", "fsync"])
 def test_a_disk_that_gets_full_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def fail(*args: object) -> int:
@@ -383,7 +404,7 @@ def test_the_fingerprint_must_cover_what_weights_refer_to(tmp_path: Path, checkp
     source, other = Checkpoint.open(checkpoint), Checkpoint.open(tiny_bf16)
     with EngineWriter(tmp_path / "engine", checkpoint=source) as writer:
         graph = writer.write_file("graph/trunk.onnx", b"")
-        table = writer.write_weights(small_plan(source), produce)
+        table = writer.write_weights(small_plan(source), whole(small_plan(source), produce))
         manifest = small_manifest(other, graph, table)
         bare = replace(manifest, checkpoint=replace(manifest.checkpoint, files={}))
         with pytest.raises(InternalError, match="fingerprint lacks files"):

@@ -19,11 +19,12 @@ from dsv3export.graphs import graph_for
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
 from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.opset import KIND_DOMAIN
+from dsv3export.graphs.packer import Packer
 from dsv3export.graphs.packing import PACKINGS
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.values import is_weight
 from dsv3export.graphs.weight_expr import WeightExpr
-from dsv3export.graphs.weight_plan import Packer, plan_weights
+from dsv3export.graphs.weight_plan import plan_weights
 from tests.support.synthetic import tiny_config
 
 Lowered = tuple[ir.Model, Mapping[str, WeightExpr]]

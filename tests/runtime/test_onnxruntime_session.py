@@ -24,6 +24,7 @@ from dsv3export.recipe import Recipe
 from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 from tests.runtime.toy_model import LAYERS, WIDTH, ToySession, onnx_graph, planned
+from tests.support.whole_weights import whole
 
 FP32 = Recipe.for_precision("fp32")
 
@@ -192,7 +193,7 @@ def dtype_engine(out: Path, checkpoint: Path) -> None:
         tensor.external_data.add(key="location", value="weights/BY_REFERENCE")
     with EngineWriter(out, checkpoint=source) as writer:
         graph = writer.write_file("graph/trunk.onnx", model.SerializeToString())
-        table = writer.write_weights(plan, lambda weight: np.arange(256).astype(NUMPY[weight.dtype]))
+        table = writer.write_weights(plan, whole(plan, lambda weight: np.arange(256).astype(NUMPY[weight.dtype])))
         record = CheckpointRecord.from_fingerprint(checkpoint, source.fingerprint())
         backend = BackendRecord("onnxruntime", "0", 24)
         writer.finish(Manifest("test", source.config.raw, FP32, backend, {"trunk": graph}, record, tuple(table)))
@@ -213,7 +214,7 @@ def graph_engine(out: Path, checkpoint: Path, graph: bytes, plan: Sequence[Plann
     source = Checkpoint.open(checkpoint)
     with EngineWriter(out, checkpoint=source) as writer:
         graph_record = writer.write_file("graph/trunk.onnx", graph)
-        table = writer.write_weights(plan, lambda weight: np.zeros(weight.shape, NUMPY[weight.dtype]))
+        table = writer.write_weights(plan, whole(plan, lambda weight: np.zeros(weight.shape, NUMPY[weight.dtype])))
         record = CheckpointRecord.from_fingerprint(checkpoint, source.fingerprint())
         backend = BackendRecord("onnxruntime", "0", 24)
         writer.finish(Manifest("test", source.config.raw, FP32, backend, {"trunk": graph_record}, record, tuple(table)))

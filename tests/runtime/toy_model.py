@@ -21,6 +21,7 @@ from dsv3export.engine.writer import EngineWriter
 from dsv3export.recipe import Recipe
 from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 from dsv3export.runtime.session import IntArray, Logits
+from tests.support.whole_weights import whole
 
 LAYERS, WIDTH = 2, 24
 _HEAD_SCALE = 3.0
@@ -135,7 +136,7 @@ def build_toy_engine(out: Path, checkpoint: Path, force: bool = False) -> Manife
     source = Checkpoint.open(checkpoint)
     with EngineWriter(out, force=force, checkpoint=source) as writer:
         graph = writer.write_file("graph/trunk.onnx", onnx_graph(vocab))
-        table = writer.write_weights(planned(vocab), lambda weight: arrays[weight.name])
+        table = writer.write_weights(planned(vocab), whole(planned(vocab), lambda weight: arrays[weight.name]))
         writer.copy_tokenizer(checkpoint)
         return writer.finish(
             Manifest(
