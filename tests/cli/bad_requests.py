@@ -86,6 +86,7 @@ BAD_REQUESTS = (
     BadRequest(("build", "-o", "TARGET"), ("CHECKPOINT",)),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--backend", "cuda"), ("--backend", "cuda", "onnxruntime")),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--precision", "fp7"), ("--precision", "fp7", "fp32")),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--cache-dtype", "fp4"), ("--cache-dtype", "fp4", "bf16")),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--backend", "tensorrt"), ("backend tensorrt",)),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--backend", "tensorrt-rtx"), ("backend tensorrt-rtx",)),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--precision", "bf16"), ("bf16",)),

@@ -56,6 +56,18 @@ def test_it_says_that_fp8_is_rounded_once_more(tiny_fp8: Path, tiny_bf16: Path, 
         assert json.loads(told.out)["requantised_from_fp8_to"] == formats
 
 
+def test_cache_dtype_goes_over_the_recipe(tiny_fp8: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mix.toml"
+    recipe.write_text('precision = "int8"\ncache = "fp8"\n')
+    for options, expected, size in (((), "fp8", 776), (("--cache-dtype", "bf16"), "bf16", 1280)):
+        built = run_here("build", tiny_fp8, "-o", tmp_path / expected, "--recipe", recipe, *options, "--json")
+        assert json.loads(built.out)["recipe"]["cache"] == expected
+        cache = json.loads(run_here("inspect", tmp_path / expected, "--json").out)["cache"]
+        assert (cache["format"], cache["bytes_per_token"][expected]) == (expected, size)
+        assert f"in {expected}" in run_here("inspect", tmp_path / expected).out
+        assert run_here("run", tmp_path / expected, "--prompt", "And it", "--max-new-tokens", "2").code == 0
+
+
 def test_quiet_says_nothing(tiny_fp8: Path, tmp_path: Path) -> None:
     outcome = run_process("build", tiny_fp8, "--output", tmp_path / "engine", "--quiet")
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")

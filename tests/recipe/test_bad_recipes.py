@@ -32,6 +32,9 @@ BAD: list[tuple[str | bytes, str]] = [
     ("precision = 4", "precision: expected"),
     ("precision = 2026-01-02", "precision: expected"),
     ('precision = ["int4"]', 'got ["int4"]'),
+    ('precision = "int4"\ncache = "int8"', 'cache: expected "fp32" or "bf16" or "f16" or "fp8", got "int8"'),
+    ('precision = "int4"\ncache = 8', "cache: expected"),
+    ('precision = "int4"\n[cache]\nformat = "fp8"', "cache: expected"),
     # keys
     ('precision = "int4"\nformat = "int4"', 'the key "format": expected one of precision, components, first_layers'),
     ('precision = "int4"\n"\\n\\u001b[31m" = 1', 'the key "\\n\\u001b[31m"'),

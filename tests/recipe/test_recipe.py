@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import dsv3export.recipe
 from dsv3export.errors import InternalError
 from dsv3export.recipe import (
+    CACHE_FORMATS,
     COMPONENTS,
     LAYER_COMPONENTS,
     PRECISIONS,
@@ -165,7 +166,12 @@ GROUPS = st.builds(
     st.fixed_dictionaries({}, optional={name: SCHEMES[name] for name in LAYER_COMPONENTS}).filter(bool),
 )
 RECIPES = st.builds(
-    Recipe, st.sampled_from(PRECISIONS), st.fixed_dictionaries(SCHEMES), st.none() | GROUPS, st.none() | GROUPS
+    Recipe,
+    st.sampled_from(PRECISIONS),
+    st.fixed_dictionaries(SCHEMES),
+    st.none() | GROUPS,
+    st.none() | GROUPS,
+    st.sampled_from(CACHE_FORMATS),
 )
 
 
@@ -175,6 +181,16 @@ def test_json_round_trip(recipe: Recipe) -> None:
     again = Recipe.from_json(json.loads(text), "engine.json: recipe")
     assert again == recipe
     assert json.dumps(again.to_json()) == text
+
+
+def test_the_cache_of_a_file_and_of_a_record_that_does_not_say(tmp_path: Path) -> None:
+    recipe = from_text(tmp_path, 'precision = "int4"\ncache = "fp8"\n')
+    assert recipe.cache == "fp8"
+    assert recipe.with_cache("bf16").cache == "bf16" and recipe.with_cache("bf16").components == recipe.components
+    with pytest.raises(RecipeError, match=r'cache: expected "fp32" or .*, got "fp4"'):
+        recipe.with_cache("fp4")
+    old = {key: value for key, value in recipe.to_json().items() if key != "cache"}
+    assert Recipe.from_json(old).cache == "fp32"
 
 
 def test_what_needs_a_calibration_text() -> None:

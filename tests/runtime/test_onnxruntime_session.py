@@ -256,6 +256,31 @@ def test_a_graph_of_unknown_sizes_is_refused(tmp_path: Path, tiny_fp8: Path) -> 
         OnnxRuntimeSession(files)
 
 
+@pytest.mark.parametrize(("kind", "number"), [("double", onnx.TensorProto.DOUBLE), ("int8", onnx.TensorProto.INT8)])
+def test_a_cache_of_another_type_is_refused(tmp_path: Path, tiny_fp8: Path, kind: str, number: int) -> None:
+    """int8 has to have a second array beside it."""
+    model = parser.parse_model(
+        f"""<ir_version: 11, opset_import: ["" : 24]>
+        trunk (int64[B,S] input_ids, int64[B] start, int64[R] logit_rows, {kind}[B,T,4] "latent_cache.0")
+        => (float[R,8] logits, {kind}[B,T,4] "latent_cache.0.updated") {{
+            rows = Cast <to={number}> (input_ids)
+            axes = Constant <value_ints=[2]> ()
+            wide = Unsqueeze (rows, axes)
+            shape = Constant <value_ints=[1, 1, 4]> ()
+            four = Expand (wide, shape)
+            "latent_cache.0.updated" = TensorScatter <axis=1> ("latent_cache.0", four, start)
+            picked = Cast <to=1> (logit_rows)
+            one = Constant <value_ints=[1]> ()
+            column = Unsqueeze (picked, one)
+            eight = Constant <value_ints=[1, 8]> ()
+            logits = Expand (column, eight)
+        }}"""
+    )
+    files = graph_engine(tmp_path / "engine", tiny_fp8, model.SerializeToString())
+    with pytest.raises(EngineError, match=rf"expected a cache of float, .*, got tensor\({kind}\)"):
+        OnnxRuntimeSession(files)
+
+
 def test_a_graph_that_is_none_is_refused(tmp_path: Path, tiny_fp8: Path) -> None:
     with pytest.raises(EngineError, match="expected an ONNX model"):
         OnnxRuntimeSession(graph_engine(tmp_path / "engine", tiny_fp8, b"not a graph"))
