@@ -13,6 +13,7 @@ from benchmarks.presets import PRESETS
 from benchmarks.synthetic import write_checkpoint
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
+from dsv3export.recipe.scheme import COMPONENTS
 
 _LOSSLESS = "BF16"  # what the synthetic checkpoints are stored in
 
@@ -44,11 +45,20 @@ class Models:
         return folder
 
     def engine(self, precision: str, repeats: int) -> tuple[Path, list[dict[str, Any]]]:
-        """The engine, and the facts of each of its `repeats` builds; none if it was there."""
+        """The engine, and the facts of each of its `repeats` builds; none if it was there.
+
+        Integers are rounded to nearest. The preset's search for scales takes minutes, and the engine that it makes has
+        the same kernels and the same number of bytes.
+        """
         folder = self._folder / f"{self._preset}-{precision}.engine"
         if self._reuse_engines and folder.exists():
             return folder, []
-        job = {"checkpoint": self.checkpoint, "engine": folder, "precision": precision}
+        job = {
+            "checkpoint": self.checkpoint,
+            "engine": folder,
+            "precision": precision,
+            "options": {"recipe": self._recipe(precision)},
+        }
         return folder, [run_worker("build", 1, **job) for _ in range(repeats)]
 
     def gguf(self, file_type: str) -> Path:
@@ -59,6 +69,15 @@ class Models:
             return self._file(file_type, lambda out: write_gguf(Checkpoint.open(self.checkpoint), out, file_type))
         source = self.gguf(_LOSSLESS)
         return self._file(file_type, lambda out: quantise_gguf(source, out, file_type))
+
+    def _recipe(self, precision: str) -> Path:
+        lines = [f'precision = "{precision}"']
+        if precision.startswith("int"):
+            quantised = (component for component in COMPONENTS if component != "embedding")
+            lines += [f'[components.{component}]\nmethod = "rtn"' for component in quantised]
+        recipe = self._folder / f"{precision}.toml"
+        recipe.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return recipe
 
     def _file(self, file_type: str, make: Callable[[Path], Path]) -> Path:
         out = self._folder / f"{self._preset}-{file_type}.gguf"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from benchmarks import models as module
 from benchmarks.models import Models
+from dsv3export.recipe import Recipe
 
 
 def test_a_finished_checkpoint_is_used_again_and_an_unfinished_one_is_not(tmp_path: Path) -> None:
@@ -36,3 +38,19 @@ def test_engines_are_built_anew_unless_asked_otherwise(tmp_path: Path, monkeypat
     assert Models(tmp_path, "smoke", reuse_engines=True).engine("int4", 2) == (engine, [])
     assert Models(tmp_path, "smoke").engine("int4", 1) == (engine, facts[:1])
     assert built == ["int4"] * 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_engines_are_the_presets_rounded_to_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    recipes: list[Recipe] = []
+
+    def worker(kind: str, threads: int, **job: Any) -> dict[str, Any]:
+        recipes.append(Recipe.from_toml(job["options"]["recipe"]))
+        return {}
+
+    monkeypatch.setattr(module, "run_worker", worker)
+    Models(tmp_path, "smoke").engine(precision, 1)
+    (found,), preset = recipes, Recipe.for_precision(precision)
+    assert found.components == {name: replace(one, method="rtn") for name, one in preset.components.items()}
