@@ -10,10 +10,10 @@ from typing import Any
 
 from benchmarks.launch import run_worker
 from benchmarks.presets import PRESETS
+from benchmarks.recipes import with_method
 from benchmarks.synthetic import write_checkpoint
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
-from dsv3export.recipe.scheme import COMPONENTS
 
 _LOSSLESS = "BF16"  # what the synthetic checkpoints are stored in
 
@@ -57,7 +57,7 @@ class Models:
             "checkpoint": self.checkpoint,
             "engine": folder,
             "precision": precision,
-            "options": {"recipe": self._recipe(precision)},
+            "options": {"recipe": self._recipe(precision)} if precision.startswith("int") else {},
         }
         return folder, [run_worker("build", 1, **job) for _ in range(repeats)]
 
@@ -71,12 +71,8 @@ class Models:
         return self._file(file_type, lambda out: quantise_gguf(source, out, file_type))
 
     def _recipe(self, precision: str) -> Path:
-        lines = [f'precision = "{precision}"']
-        if precision.startswith("int"):
-            quantised = (component for component in COMPONENTS if component != "embedding")
-            lines += [f'[components.{component}]\nmethod = "rtn"' for component in quantised]
         recipe = self._folder / f"{precision}.toml"
-        recipe.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        recipe.write_text(with_method(precision, "rtn"), encoding="utf-8")
         return recipe
 
     def _file(self, file_type: str, make: Callable[[Path], Path]) -> Path:

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.recipes import with_method
 from dsv3export import Engine
 from dsv3export.evaluate import Comparison, compare
 from dsv3export.graphs import Executor
@@ -36,17 +37,12 @@ class Variant:
     calibrated: bool = False
 
 
-def _every_method(precision: str, method: str) -> str:
-    parts = ("attention", "dense_mlp", "shared_experts", "routed_experts", "head")
-    return f'precision = "{precision}"\n' + "".join(f'[components.{part}]\nmethod = "{method}"\n' for part in parts)
-
-
 VARIANTS: Mapping[str, Variant] = {
     "float32": Variant('precision = "fp32"'),
     "fp8": Variant('precision = "fp8"'),
     "int8": Variant('precision = "int8"'),
     "int8, calibrated": Variant('precision = "int8"', calibrated=True),
-    "int4, plain rounding": Variant(_every_method("int4", "rtn")),
+    "int4, plain rounding": Variant(with_method("int4", "rtn")),
     "int4": Variant('precision = "int4"'),
     "int4, calibrated": Variant('precision = "int4"', calibrated=True),
 }

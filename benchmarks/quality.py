@@ -25,6 +25,7 @@ from rich.table import Table
 from benchmarks.gguf_file import quantise_gguf, types_in, write_gguf
 from benchmarks.llama_cpp_model import LlamaCppModel
 from benchmarks.machine import machine_facts
+from benchmarks.precision import written_text
 from benchmarks.report import table_console
 from benchmarks.subjects import Logits
 from dsv3export import Engine
@@ -35,8 +36,6 @@ from dsv3export.evaluate import CHUNK_TOKENS, Comparison, LanguageModel, compare
 from dsv3export.graphs import Executor
 from dsv3export.graphs.build import build_engine
 from dsv3export.runtime.tokenizer import Tokenizer
-
-_SAMPLES, _SAMPLE_TOKENS = 32, 255
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Quality:
         out = self._folder / f"{precision}.engine"
         build_engine(self._checkpoint.path, out, precision=precision, calibration=calibration, force=True)
         size = sum(entry.nbytes for entry in EngineFiles.open(out).manifest.weights)
-        return self._row(Engine.load(out), size)
+        return self._row(Engine.load(out, threads=1), size)
 
     def _gguf(self, file: Path, float32_cache: bool = False) -> Row:
         model = LlamaCppModel(file, 1, self._chunk_tokens + 1, float32_cache)
@@ -131,11 +130,8 @@ class Quality:
 
     def _self_written(self) -> Path:
         """A calibration text that the float32 engine writes, from a fixed seed."""
-        engine = Engine.load(self._folder / "fp32.engine")
-        prompts = [[self._checkpoint.config.bos_token_id or 0]] * _SAMPLES
-        written = engine.generate(prompts, max_new_tokens=_SAMPLE_TOKENS, temperature=1.0, seed=1, ignore_eos=True)
-        text = self._folder / "sampled.txt"
-        text.write_text("\n".join(result.text for result in written), encoding="utf-8")
+        text = self._folder / "written.txt"
+        text.write_text(written_text(Engine.load(self._folder / "fp32.engine", threads=1)), encoding="utf-8")
         return text
 
 

@@ -26,6 +26,7 @@ from benchmarks.launch import run_worker
 from benchmarks.machine import machine_facts
 from benchmarks.make_sparse_checkpoint import TOKENIZER, config_of
 from benchmarks.meters import timed
+from benchmarks.recipes import with_method
 from benchmarks.sparse import write_sparse
 from dsv3export.config import ModelConfig
 from dsv3export.config.layer_slice import sliced_layers
@@ -60,18 +61,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         config = ModelConfig.from_dict(config_dict)
         layers = sliced_layers(options.layers, config.num_hidden_layers)
         recipe = folder / "recipe.toml"
-        recipe.write_text(_recipe(options.precision, options.method), encoding="utf-8")
+        recipe.write_text(with_method(options.precision, options.method), encoding="utf-8")
         built = _built(checkpoint, engine, options.precision, {"recipe": str(recipe), "layers": options.layers})
         count = count_parameters(config, layers).total
         speed = {"parameters": count, "parameters_per_s": count / built["total"]["wall"]}
         name = {"layers": layers, "precision": options.precision, "method": options.method}
         result["slice"] = {**name, **built, **speed}
     return result
-
-
-def _recipe(precision: str, method: str) -> str:
-    parts = ("attention", "dense_mlp", "shared_experts", "routed_experts", "head")
-    return f'precision = "{precision}"\n' + "".join(f'[components.{part}]\nmethod = "{method}"\n' for part in parts)
 
 
 def _built(checkpoint: Path, engine: Path, precision: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -44,13 +44,16 @@ def test_engines_are_built_anew_unless_asked_otherwise(tmp_path: Path, monkeypat
 def test_engines_are_the_presets_rounded_to_nearest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    recipes: list[Recipe] = []
+    jobs: list[dict[str, Any]] = []
 
     def worker(kind: str, threads: int, **job: Any) -> dict[str, Any]:
-        recipes.append(Recipe.from_toml(job["options"]["recipe"]))
+        jobs.append(job)
         return {}
 
     monkeypatch.setattr(module, "run_worker", worker)
     Models(tmp_path, "smoke").engine(precision, 1)
-    (found,), preset = recipes, Recipe.for_precision(precision)
+    preset = Recipe.for_precision(jobs[0]["precision"])
+    recipe = jobs[0]["options"].get("recipe")
+    found = preset if recipe is None else Recipe.from_toml(recipe)
+    assert preset.precision == precision
     assert found.components == {name: replace(one, method="rtn") for name, one in preset.components.items()}
