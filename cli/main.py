@@ -23,6 +23,7 @@ COMMANDS = (
     CommandEntry("build", "dsv3export.cli.build", "Turn a checkpoint into an engine."),
     CommandEntry("run", "dsv3export.cli.run", "Generate text with an engine."),
     CommandEntry("eval", "dsv3export.cli.eval", "Say how well an engine predicts a text."),
+    CommandEntry("diff", "dsv3export.cli.diff", "Compare two models layer by layer, and name the first fault."),
     CommandEntry("inspect", "dsv3export.cli.inspect", "Say what a checkpoint, an engine or a config holds."),
     CommandEntry("graph", "dsv3export.cli.graph", "Print the traced graph of a model, or write it as ONNX."),
     CommandEntry("doctor", "dsv3export.cli.doctor", "Say what works on this machine, and why not."),
@@ -33,7 +34,8 @@ COMPLETION_VARIABLE = "_DSV3EXPORT_COMPLETE"
 
 HELP = """Build, run and inspect engines of DeepSeek-V3-architecture models.
 
-Exit codes: 0 done, 2 bad input (one line on stderr says what to mend), 1 a bug in dsv3export.
+Exit codes: 0 done, 2 bad input (one line on stderr says what to mend), 1 a comparison found a fault, or a bug in
+dsv3export (which says so).
 """
 
 EXAMPLES = (

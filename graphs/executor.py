@@ -54,8 +54,8 @@ class Executor:
         self._mtp_cache_layout = CacheLayout.of(chosen.cache, self.config, layers=1)
         check_calibration(chosen, calibration_ids is not None)
         calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)
-        trunk = _graph(self.config, "trunk", chosen)
-        mtp = _graph(self.config, "mtp", chosen) if self.config.num_nextn_predict_layers else None
+        trunk = recipe_graph(self.config, "trunk", chosen)
+        mtp = recipe_graph(self.config, "mtp", chosen) if self.config.num_nextn_predict_layers else None
         self._trunk, self._mtp = trunk.model, mtp.model if mtp else None
         exprs = {**trunk.weights, **(mtp.weights if mtp else {})}
         self._weights = WeightCache(checkpoint, exprs, max_weight_bytes, calibration)
@@ -142,7 +142,8 @@ class Executor:
             raise RequestError("token ids", expected=f"0..{self.vocab_size - 1}", got=str(wrong[0]))
 
 
-def _graph(config: ModelConfig, part: Part, recipe: Recipe) -> GraphWithWeights:
+def recipe_graph(config: ModelConfig, part: Part, recipe: Recipe) -> GraphWithWeights:
+    """The graph that the executor runs: traced, quantised, its cache in the recipe's format."""
     return narrow_cache(
         quantise(GraphWithWeights.traced(graph_for(config, part)), recipe, config), recipe.cache, config
     )

@@ -19,6 +19,8 @@ from dsv3export.runtime.onnxruntime_module import ort
 from dsv3export.runtime.threads import default_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from dsv3export.engine.manifest import WeightEntry
@@ -56,26 +58,8 @@ class OnnxRuntimeSession:
     """
 
     def __init__(self, files: EngineFiles, threads: int | None = None, device: Device | None = None) -> None:
-        graph = files.graph("trunk")
         self._device = device or Device("cpu")
-        options = _options(threads or default_threads(), self._device)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.path))
-        # ONNX Runtime does not own the weights' memory: the values live as long as the session
-        self._weights = _bind_weights(files, graph, options, self._device)
-        memory_before = anonymous_ranges()
-        try:
-            # without its fallback, which would print to stdout and go on with the CPU
-            self._session = ort.InferenceSession(
-                graph, options, providers=self._device.session_providers, enable_fallback=0
-            )
-        except Exception as error:  # ONNX Runtime's own exceptions have no common base
-            raise BackendError(
-                f"engine {files.path}: ONNX Runtime {ort.__version__} refuses the graph", got=_tail(error)
-            ) from error
-        self._device.check_placement(self._session, f"engine {files.path}")
-        # packed weights were copied; the pages of those that were not come back on first use
-        files.release_pages()
-        collapse_new(memory_before)
+        self._session, self._weights = _open_graph(files, files.graph("trunk"), threads, self._device)
         self._path = files.path
         self._read_signature()
         self._bindings: WeakKeyDictionary[LatentCache, dict[range, ort.IOBinding]] = WeakKeyDictionary()
@@ -162,7 +146,59 @@ class OnnxRuntimeSession:
 def _cache_arrays(cache: LatentCache, slots: range) -> dict[str, NDArray[Any]]:
     """A cache's rows by the graph's names and in the graph's types."""
     views = cache.inputs(slots)
-    return {name: array.view(np.int8) if array.dtype == NUMPY["F8_E4M3"] else array for name, array in views}
+    return {name: _graph_type(array) for name, array in views}
+
+
+def _graph_type(array: NDArray[Any]) -> NDArray[Any]:
+    """An array of a cache in the type that graphs have for it: float8 goes by its bits."""
+    return array.view(np.int8) if array.dtype == NUMPY["F8_E4M3"] else array
+
+
+class OnnxRuntimeGraph:
+    """A graph that uses an engine's weights, to be run as a whole on the CPU: for looking into an engine.
+
+    Args:
+        files: The engine.
+        graph: A serialized ONNX model whose external initializers are weights of the engine.
+        threads: Compute threads; None takes the physical cores.
+
+    Raises BackendError and EngineError as `OnnxRuntimeSession`.
+    """
+
+    def __init__(self, files: EngineFiles, graph: bytes, threads: int | None = None) -> None:
+        self.weight_names = tuple(entry.name for entry in _wanted_entries(files, graph))
+        self._session, self._weights = _open_graph(files, graph, threads, Device("cpu"))
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The values of `outputs`, which must be of types that numpy has. Raises BackendError."""
+        values = {name: ort_value(_graph_type(np.ascontiguousarray(array))) for name, array in inputs.items()}
+        try:
+            results = [value.numpy() for value in self._session.run_with_ort_values(list(outputs), values)]
+        except Exception as error:  # as above
+            raise BackendError("ONNX Runtime failed", got=_tail(error)) from error
+        return results
+
+
+def _open_graph(
+    files: EngineFiles, graph: bytes, threads: int | None, device: Device
+) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
+    """A session, and the weights, which it does not own and which must live as long as it does."""
+    options = _options(threads or default_threads(), device)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.path))
+    weights = _bind_weights(files, graph, options, device)
+    memory_before = anonymous_ranges()
+    try:
+        # without its fallback, which would print to stdout and go on with the CPU
+        session = ort.InferenceSession(graph, options, providers=device.session_providers, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's own exceptions have no common base
+        raise BackendError(
+            f"engine {files.path}: ONNX Runtime {ort.__version__} refuses the graph", got=_tail(error)
+        ) from error
+    device.check_placement(session, f"engine {files.path}")
+    # packed weights were copied; the pages of those that were not come back on first use
+    files.release_pages()
+    collapse_new(memory_before)
+    return session, weights
 
 
 def _options(threads: int, device: Device) -> ort.SessionOptions:
