@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3export.cli.byte_size import byte_size
-from dsv3export.cli.capabilities import BACKENDS, CACHE_FORMATS, PRECISIONS
+from dsv3export.cli.capabilities import BACKENDS, CACHE_FORMATS, PRECISIONS, PROVIDERS
 from dsv3export.cli.command import Command
 from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import bytes_text, counted, print_json
 
 if TYPE_CHECKING:
+    from dsv3export.engine.manifest import Compute, Provider
     from dsv3export.graphs.build import BuildReport
 
 
@@ -26,6 +27,7 @@ EXAMPLES = (
     "dsv3export build path/to/DeepSeek-V3 -o slice.engine --precision int4 --layers 3:5",
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int8 --cache-dtype fp8",
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int8 --max-memory 2GB --threads 2",
+    "dsv3export build examples/tiny-dsv3 -o cuda.engine --precision int4 --provider cuda --compute f16",
 )
 
 
@@ -35,6 +37,18 @@ EXAMPLES = (
     "-o", "--output", required=True, type=PathName(path_type=Path), metavar="ENGINE", help="Directory to create."
 )
 @click.option("--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True)
+@click.option(
+    "--provider",
+    type=click.Choice(PROVIDERS),
+    default=PROVIDERS[0],
+    show_default=True,
+    help="What ONNX Runtime shall compute on: kernels, types and layouts differ.",
+)
+@click.option(
+    "--compute",
+    type=click.Choice(("bf16", "f16")),
+    help="On cuda: the type of products with integer and fp8 weights [default: bf16].",
+)
 @click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True)
 @click.option("--recipe", type=PathName(path_type=Path), metavar="FILE", help="Precision by layer, from a file.")
 @click.option(
@@ -71,6 +85,8 @@ def command(
     checkpoint: Path,
     output: Path,
     backend: str,
+    provider: Provider,
+    compute: Compute | None,
     precision: str,
     recipe: Path | None,
     calibration: Path | None,
@@ -109,6 +125,8 @@ def command(
             cache_dtype=cache_dtype,
             max_memory=max_memory,
             threads=threads,
+            provider=provider,
+            compute=compute,
         )
     facts = summary(output, report)
     if as_json:
@@ -125,6 +143,8 @@ def summary(output: Path, report: BuildReport) -> dict[str, Any]:
     return {
         "engine": str(output),
         "backend": report.manifest.backend.name,
+        "providers": list(report.manifest.backend.providers),
+        "compute": report.manifest.backend.compute,
         "recipe": report.manifest.recipe.to_json(),
         "layers": report.manifest.layers,
         "engine_bytes": report.engine_bytes,

@@ -16,8 +16,10 @@ from dsv3export.engine.manifest import (
     BackendRecord,
     CalibrationRecord,
     CheckpointRecord,
+    Compute,
     GraphRecord,
     Manifest,
+    Provider,
     WeightEntry,
 )
 from dsv3export.engine.plan import PlannedWeight
@@ -27,6 +29,12 @@ from dsv3export.graphs.buildable import check_buildable, check_calibration
 from dsv3export.graphs.calibration import Calibration, one_thread
 from dsv3export.graphs.calibration_text import calibration_record, calibration_sequences
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
+from dsv3export.graphs.lower.onnxruntime.providers import (
+    as_computed,
+    check_experts,
+    lowering_for,
+    providers_with_kernels,
+)
 from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.memory_plan import MemoryPlan, plan_memory
 from dsv3export.graphs.packer import Packer
@@ -77,6 +85,8 @@ def build_engine(
     cache_dtype: str | None = None,
     max_memory: int | None = None,
     threads: int | None = None,
+    provider: Provider = "cpu",
+    compute: Compute | None = None,
 ) -> BuildReport:
     """Build an engine directory from a checkpoint directory.
 
@@ -105,6 +115,8 @@ def build_engine(
         max_memory: Bound of the process's resident memory in bytes; None = 3 GB, or the least possible if that is
             more.
         threads: How many units are made at once; None = one per physical core.
+        provider: The execution provider that the engine is made for: "cpu" or "cuda".
+        compute: What products with integer and fp8 weights are computed in on CUDA, "bf16" (the default) or "f16".
 
     Raises:
         UserError: Bad input, a combination that cannot be built, a full disk, a bound of memory that is too low; `out`
@@ -116,9 +128,12 @@ def build_engine(
     chosen = Recipe.from_toml(recipe, calibrated) if recipe is not None else Recipe.for_precision(precision, calibrated)
     if cache_dtype is not None:
         chosen = chosen.with_cache(cache_dtype)
-    check_buildable(backend, chosen)
+    lowering, computed = lowering_for(provider, compute, chosen)
+    chosen = as_computed(lowering, chosen)
+    check_buildable(backend, chosen, provider)
     check_calibration(chosen, calibrated)
     checkpoint = Checkpoint.open(Path(checkpoint_path))
+    check_experts(lowering, chosen, checkpoint.config)
     chosen.check_layers(checkpoint.config.num_hidden_layers)
     parts = None if layers is None else sliced_layers(layers, checkpoint.config.num_hidden_layers)
     fitted, text, sequences = None, None, None
@@ -130,7 +145,15 @@ def build_engine(
     quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
     quantised = narrow_cache(quantised, chosen.cache, checkpoint.config)
     verify(quantised.model)
-    lowered = lower(quantised, _embedding_dtype(checkpoint, chosen), router_dtype=_router_dtype(checkpoint, chosen))
+    lowered = lower(
+        quantised,
+        _embedding_dtype(checkpoint, chosen),
+        lowering.rows(computed),
+        _router_dtype(checkpoint, chosen),
+    )
+    providers = providers_with_kernels(provider, chosen, computed)
+    opset = lowered.model.graph.opset_imports[""]
+    record = BackendRecord(backend, _onnxruntime_version(), opset, providers, computed)
     plan = plan_weights(lowered, checkpoint, copy_weights)
     units = plan_units(plan, lowered.weights, Packer(checkpoint, fitted), fitted)
     memory = plan_memory(units, threads or default_threads(), max_memory, fitted)
@@ -141,7 +164,6 @@ def build_engine(
             entries = writer.write_weights(plan, units, memory.limits, progress)
         graph = writer.write_file("graph/trunk.onnx", serialize(lowered.model, _locations(entries)))
         writer.copy_tokenizer(checkpoint.path)
-        record = BackendRecord(backend, _onnxruntime_version(), lowered.model.graph.opset_imports[""])
         manifest = writer.finish(_manifest(checkpoint, chosen, record, graph, entries, parts, text))
     size = graph.size + sum(record.size for record in manifest.files.values())
     return BuildReport(

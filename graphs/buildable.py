@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+from dsv3export.engine.manifest import Provider
 from dsv3export.errors import BackendError, RequestError
-from dsv3export.recipe import Recipe, Scheme
+from dsv3export.graphs.lower.onnxruntime.providers import schemes
+from dsv3export.recipe import Recipe
 from dsv3export.recipe.scheme import Format
 
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
@@ -20,7 +22,7 @@ HEAD_FORMATS: Mapping[str, frozenset[Format]] = {
 }
 
 
-def check_buildable(backend: str, recipe: Recipe) -> None:
+def check_buildable(backend: str, recipe: Recipe, provider: Provider = "cpu") -> None:
     """Raises BackendError, naming the first component that the backend cannot build as the recipe wants it."""
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r}", expected=f"one of {', '.join(BACKENDS)}")
@@ -29,7 +31,7 @@ def check_buildable(backend: str, recipe: Recipe) -> None:
             f"backend {backend}", expected="onnxruntime, the one that this version builds", got=backend,
             fix="Use --backend onnxruntime.",
         )  # fmt: skip
-    for component, scheme in _schemes(recipe):
+    for component, scheme in schemes(recipe):
         formats = (HEAD_FORMATS if component == "head" else FORMATS)[backend]
         # An embedding is looked up, not multiplied: every format it may have works.
         if component != "embedding" and scheme.format not in formats:
@@ -39,7 +41,7 @@ def check_buildable(backend: str, recipe: Recipe) -> None:
                 expected=f"one of {known}, which this version builds",
                 fix="Choose another precision or recipe.",
             )
-        if (component, scheme.format, scheme.activations) == ("routed_experts", "int8", "none"):
+        if provider == "cpu" and (component, scheme.format, scheme.activations) == ("routed_experts", "int8", "none"):
             raise BackendError(
                 f"{recipe.source}: {component} as int8 with activations none on {backend}",
                 expected="activations int8: ONNX Runtime's QMoE rounds them at 8 bits whatever it is asked",
@@ -53,7 +55,7 @@ def check_buildable(backend: str, recipe: Recipe) -> None:
 
 def check_calibration(recipe: Recipe, given: bool) -> None:
     """Raises RequestError where a recipe needs a calibration text that is not given, or is given one in vain."""
-    calibrated = [component for component, scheme in _schemes(recipe) if scheme.needs_calibration]
+    calibrated = [component for component, scheme in schemes(recipe) if scheme.needs_calibration]
     if calibrated and not given:
         raise RequestError(
             f"{recipe.source}: {calibrated[0]} by gptq", expected="a calibration text", got="none",
@@ -64,10 +66,3 @@ def check_calibration(recipe: Recipe, given: bool) -> None:
             "calibration", expected="a recipe with an int8 or int4 component by gptq", got=recipe.precision,
             fix="Leave --calibration out, or choose --precision int4 or int8.",
         )  # fmt: skip
-
-
-def _schemes(recipe: Recipe) -> Iterator[tuple[str, Scheme]]:
-    yield from recipe.components.items()
-    for group in (recipe.first_layers, recipe.last_layers):
-        if group is not None:
-            yield from group.components.items()

@@ -12,6 +12,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3export.graphs.quantise import dequantise_blocks
+from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
+
 Array = NDArray[Any]
 Packing = Callable[[Sequence[Array], Mapping[str, Any]], Array]
 
@@ -59,6 +62,24 @@ def _blocks(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
     return arrays[0].reshape(-1, dims["G"], dims["P/G"])
 
 
+def _scale_rows(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
+    """Scales of blocks of 128 x 128, [n, g] -> one per row and block: [N, g]."""
+    return np.repeat(arrays[0], BLOCK, axis=0)[: dims["N"]]
+
+
+def _product(arrays: Sequence[Array], _: Mapping[str, Any]) -> Array:
+    """Integers times their scales, in float32."""
+    return arrays[0].astype(np.float32) * arrays[1]
+
+
+def _fp8_value(arrays: Sequence[Array]) -> Sequence[Array]:
+    return [dequantise_blocks(arrays[0], arrays[1])]
+
+
+def _rounded(packing: Packing, dtype: np.dtype[Any]) -> Packing:
+    return lambda arrays, dims: packing(arrays, dims).astype(dtype)
+
+
 # The float types that a leaf may be wanted in.
 FLOAT_TYPES = {
     "float32": np.dtype(np.float32),
@@ -77,4 +98,18 @@ PACKINGS: dict[str, Packing] = {
     "w_uv": _w_uv,
     "w_uv_int8": lambda arrays, dims: _columns_int8(_w_uv(arrays, dims)),
     "w_uv_scale": lambda arrays, dims: _columns_scale(_w_uv(arrays, dims)),
+    "scale_rows": _scale_rows,
+}
+# Those that exist once per float type, in which the result is rounded.
+_ROUNDED: dict[str, Packing] = {
+    "as": lambda arrays, _: arrays[0],
+    "interleave_gate_up": _interleave,
+    "product": _product,
+    "w_uk_fp8": lambda arrays, dims: _w_uk(_fp8_value(arrays), dims),
+    "w_uv_fp8": lambda arrays, dims: _w_uv(_fp8_value(arrays), dims),
+}
+PACKINGS |= {
+    f"{name}_{float_type}": _rounded(packing, dtype)
+    for name, packing in _ROUNDED.items()
+    for float_type, dtype in FLOAT_TYPES.items()
 }

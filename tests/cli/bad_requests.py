@@ -103,6 +103,10 @@ BAD_REQUESTS = (
     BadRequest(("bild", "CHECKPOINT"), ("bild",)),
     BadRequest(("--loud",), ("--loud",)),
     BadRequest(("completion", "tcsh"), ("tcsh", "bash")),
+    # providers
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--provider", "rocm"), ("--provider", "rocm", "migraphx")),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--provider", "cann"), ("provider cann", "--provider cuda")),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--compute", "f16"), ("compute", "--compute")),
     # targets
     BadRequest(("build", "CHECKPOINT", "-o", "CHECKPOINT"), ("CHECKPOINT",)),
     BadRequest(("build", "CHECKPOINT", "-o", "CHECKPOINT/engine"), ("CHECKPOINT/engine",)),

@@ -34,6 +34,7 @@ def test_summary_and_json(tiny_fp8: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(engine)
     assert facts["engine"] == str(engine)
     assert (facts["backend"], facts["recipe"]["precision"]) == ("onnxruntime", "fp32")
+    assert (facts["providers"], facts["compute"]) == (["cpu"], "fp32")
     stored, referenced = facts["weights"]["stored"], facts["weights"]["referenced"]
     assert stored["tensors"] + referenced["tensors"] == len(manifest.weights)
     assert stored["bytes"] + referenced["bytes"] == sum(entry.nbytes for entry in manifest.weights)
@@ -66,6 +67,14 @@ def test_cache_dtype_goes_over_the_recipe(tiny_fp8: Path, tmp_path: Path) -> Non
         assert (cache["format"], cache["bytes_per_token"][expected]) == (expected, size)
         assert f"in {expected}" in run_here("inspect", tmp_path / expected).out
         assert run_here("run", tmp_path / expected, "--prompt", "And it", "--max-new-tokens", "2").code == 0
+
+
+def test_for_another_provider(tiny_fp8: Path, tmp_path: Path) -> None:
+    options = ("--precision", "int4", "--provider", "cuda", "--compute", "f16", "--json")
+    facts = json.loads(run_here("build", tiny_fp8, "-o", tmp_path / "engine", *options).out)
+    assert (facts["providers"], facts["compute"]) == (["cuda", "cpu"], "f16")
+    shown = run_here("inspect", tmp_path / "engine").out
+    assert "built for cuda, integer and fp8 weights in f16; runs on cpu too" in " ".join(shown.split())
 
 
 def test_quiet_says_nothing(tiny_fp8: Path, tmp_path: Path) -> None:

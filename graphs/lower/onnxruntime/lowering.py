@@ -99,7 +99,7 @@ def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions
     for packed in how.packed_for(dims):
         sources = [values[port] for port in packed.inputs if port in values]
         if sources:
-            dtype = sources[0].dtype or ir.DataType.UNDEFINED
+            dtype = packed.dtype or sources[0].dtype or ir.DataType.UNDEFINED
             path, params = f"{node.name}.{packed.name}", {**dims, **packed.params}
             values[packed.port] = rewriter.weight(path, dtype, packed.shape(dims), packed.packing, sources, params)
     arguments = {str(value.name): value for value in rewriter.function.inputs if not is_weight(value)}

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+import onnx_ir as ir
+
 from dsv3export.graphs.lower.onnxruntime.mla_attention import STEP, head_groups
 from dsv3export.graphs.lower.onnxruntime.mla_attention import fp8_function as mla_attention_fp8
 from dsv3export.graphs.lower.onnxruntime.mla_attention import function as mla_attention
@@ -31,6 +33,7 @@ class Packed:
         name: Its name below the node's.
         dims: Its shape: symbols of the op's dims, or products of a number and a symbol.
         params: Of the packing, beside the op's dims.
+        dtype: Its type; None for that of what it is made of.
     """
 
     port: str
@@ -39,6 +42,7 @@ class Packed:
     name: str
     dims: tuple[str, ...]
     params: Mapping[str, int] = field(default_factory=dict)
+    dtype: ir.DataType | None = None
 
     def shape(self, dims: Dims) -> list[int]:
         """Its sizes for known dims."""
