@@ -9,7 +9,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("dsv3export", "onnxruntime", "torch", "transformers", "numpy", "llama-cpp-python", "gguf")
+_PACKAGES = (
+    "dsv3export",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "numpy",
+    "llama-cpp-python",
+    "gguf",
+)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.provider_cases import CASES, ProviderCase
 from dsv3export import Engine
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.engine.manifest import Compute
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.errors import BackendError
 from dsv3export.evaluate import Comparison, compare
@@ -23,50 +22,23 @@ from dsv3export.runtime.onnxruntime_module import ort
 from tests.support.rounded_engine import rounded_engine
 
 TOKENS = 1020
-FP8 = 'precision = "fp8"\n[components.routed_experts]\nformat = "int8"\nsymmetric = false\n'
-
-
-@dataclass(frozen=True)
-class Case:
-    """An engine, and how far it may be from the executor at the same recipe; each about three times what is measured.
-
-    Args:
-        kl: Largest mean KL(executor || engine), in nats.
-        top1: Least share of tokens with the same likeliest token.
-    """
-
-    precision: str
-    compute: Compute | None
-    kl: float
-    top1: float
-
-
-CASES = {
-    "fp32": Case('precision = "fp32"', None, 1e-9, 1.0),
-    "int8-bf16": Case('precision = "int8"', "bf16", 1e-3, 0.97),
-    "int8-f16": Case('precision = "int8"', "f16", 1e-3, 0.97),
-    "int4-bf16": Case('precision = "int4"', "bf16", 1e-3, 0.97),
-    "int4-f16": Case('precision = "int4"', "f16", 1e-4, 0.98),
-    "fp8-bf16": Case(FP8, "bf16", 1e-3, 0.97),
-    "fp8-f16": Case(FP8, "f16", 1e-3, 0.97),
-}
 
 
 @pytest.fixture(scope="module", params=CASES)
 def compared(
     request: pytest.FixtureRequest, tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory, root: Path
-) -> tuple[Case, Comparison]:
+) -> tuple[ProviderCase, Comparison]:
     case, folder = CASES[request.param], tmp_path_factory.mktemp("cuda")
-    (folder / "recipe.toml").write_text(case.precision)
+    (folder / "recipe.toml").write_text(case.recipe)
     built = folder / "cuda.engine"
     build_engine(tiny_bf16, built, recipe=folder / "recipe.toml", provider="cuda", compute=case.compute)
     engine = Engine.load(rounded_engine(built, folder / "cpu.engine"), threads=1)
     executor = Executor(Checkpoint.open(tiny_bf16), recipe=EngineFiles.open(built).manifest.recipe)
     ids = json.loads((root / "tests/data/goldens/heldout_token_ids.json").read_text())
-    return case, compare(engine, executor, (ids if isinstance(ids, list) else ids["ids"])[:TOKENS])
+    return case, compare(engine, executor, ids[:TOKENS])
 
 
-def test_predictions_agree_with_the_executor(compared: tuple[Case, Comparison]) -> None:
+def test_predictions_agree_with_the_executor(compared: tuple[ProviderCase, Comparison]) -> None:
     case, comparison = compared
     assert comparison.kl_mean <= case.kl
     assert comparison.top1_agreement >= case.top1
