@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -160,7 +161,7 @@ def main() -> int:
     rows: dict[str, Row] = {}
     with TemporaryDirectory(prefix="dsv3export-quality-") as folder:
         quality = Quality(options.checkpoint, ids, options.chunk_tokens, Path(folder))
-        for name, row in (*quality.ours(options.calibration), *quality.theirs()):
+        for name, row in chain(quality.ours(options.calibration), quality.theirs()):
             print(f"{name}: perplexity {row.perplexity:.3f}", file=sys.stderr, flush=True)
             rows[name] = row
     if options.json:
