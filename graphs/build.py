@@ -39,6 +39,7 @@ from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.memory_plan import MemoryPlan, plan_memory
 from dsv3export.graphs.packer import Packer
 from dsv3export.graphs.passes.cache_format import narrow_cache
+from dsv3export.graphs.passes.embedding import embedding_dtype, store_embedding
 from dsv3export.graphs.passes.quantise import BITS, quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import verify
@@ -143,14 +144,10 @@ def build_engine(
     traced = graph_for(checkpoint.config, layers=parts)
     verify(traced)
     quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
+    quantised = store_embedding(quantised, embedding_dtype(checkpoint, chosen))
     quantised = narrow_cache(quantised, chosen.cache, checkpoint.config)
     verify(quantised.model)
-    lowered = lower(
-        quantised,
-        _embedding_dtype(checkpoint, chosen),
-        lowering.rows(computed),
-        _router_dtype(checkpoint, chosen),
-    )
+    lowered = lower(quantised, lowering.rows(computed), _router_dtype(checkpoint, chosen))
     providers = providers_with_kernels(provider, chosen, computed)
     opset = lowered.model.graph.opset_imports[""]
     record = BackendRecord(backend, _onnxruntime_version(), opset, providers, computed)
@@ -219,13 +216,6 @@ def _requantised(checkpoint: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
     layers = range(checkpoint.config.num_hidden_layers)
     formats = {recipe.scheme(part, layer, len(layers)).format for part in LAYER_COMPONENTS for layer in layers}
     return tuple(sorted(formats & BITS.keys()))
-
-
-def _embedding_dtype(checkpoint: Checkpoint, recipe: Recipe) -> str:
-    """The table's dtype in the engine: as stored, unless the recipe wants a float32 table narrower."""
-    stored = checkpoint.tensors["model.embed_tokens.weight"].dtype
-    wanted = recipe.components["embedding"].format.upper()
-    return wanted if stored == "F32" and wanted in ("BF16", "F16") else stored
 
 
 def _router_dtype(checkpoint: Checkpoint, recipe: Recipe) -> str:

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from dsv3export.engine.manifest import Provider
 from dsv3export.errors import BackendError, RequestError
 from dsv3export.graphs.lower.onnxruntime.providers import schemes
 from dsv3export.recipe import Recipe
-from dsv3export.recipe.scheme import Format
 
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
-# Formats that a backend's lowering has rows for.
-FORMATS: Mapping[str, frozenset[Format]] = {
-    "onnxruntime": frozenset({"fp32", "fp8", "int8", "int4"}),
-}
-
-# Those it has for projections only, of which the head is the one component that has nothing else.
-HEAD_FORMATS: Mapping[str, frozenset[Format]] = {
-    "onnxruntime": FORMATS["onnxruntime"] | {"bf16", "f16"},
-}
+BUILT = ("onnxruntime",)
 
 
 def check_buildable(backend: str, recipe: Recipe, provider: Provider = "cpu") -> None:
     """Raises BackendError, naming the first component that the backend cannot build as the recipe wants it."""
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r}", expected=f"one of {', '.join(BACKENDS)}")
-    if backend not in FORMATS:
+    if backend not in BUILT:
         raise BackendError(
             f"backend {backend}", expected="onnxruntime, the one that this version builds", got=backend,
             fix="Use --backend onnxruntime.",
         )  # fmt: skip
     for component, scheme in schemes(recipe):
-        formats = (HEAD_FORMATS if component == "head" else FORMATS)[backend]
-        # An embedding is looked up, not multiplied: every format it may have works.
-        if component != "embedding" and scheme.format not in formats:
-            known = ", ".join(sorted(formats))
-            raise BackendError(
-                f"{recipe.source}: {component} as {scheme.format} on {backend}",
-                expected=f"one of {known}, which this version builds",
-                fix="Choose another precision or recipe.",
-            )
         if provider == "cpu" and (component, scheme.format, scheme.activations) == ("routed_experts", "int8", "none"):
             raise BackendError(
                 f"{recipe.source}: {component} as int8 with activations none on {backend}",

@@ -16,6 +16,7 @@ from dsv3export.graphs.buildable import check_calibration
 from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.interpreter import Observer, run, sequence_inputs
 from dsv3export.graphs.passes.cache_format import narrow_cache
+from dsv3export.graphs.passes.embedding import embedding_dtype, store_embedding
 from dsv3export.graphs.passes.quantise import quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.tensors import numpy_array, torch_tensor
@@ -54,8 +55,10 @@ class Executor:
         self._mtp_cache_layout = CacheLayout.of(chosen.cache, self.config, layers=1)
         check_calibration(chosen, calibration_ids is not None)
         calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)
-        trunk = recipe_graph(self.config, "trunk", chosen)
-        mtp = recipe_graph(self.config, "mtp", chosen) if self.config.num_nextn_predict_layers else None
+        trunk = recipe_graph(self.config, "trunk", chosen, embedding_dtype(checkpoint, chosen))
+        mtp = None
+        if self.config.num_nextn_predict_layers:
+            mtp = recipe_graph(self.config, "mtp", chosen, embedding_dtype(checkpoint, chosen))
         self._trunk, self._mtp = trunk.model, mtp.model if mtp else None
         exprs = {**trunk.weights, **(mtp.weights if mtp else {})}
         self._weights = WeightCache(checkpoint, exprs, max_weight_bytes, calibration)
@@ -142,8 +145,11 @@ class Executor:
             raise RequestError("token ids", expected=f"0..{self.vocab_size - 1}", got=str(wrong[0]))
 
 
-def recipe_graph(config: ModelConfig, part: Part, recipe: Recipe) -> GraphWithWeights:
-    """The graph that the executor runs: traced, quantised, its cache in the recipe's format."""
-    return narrow_cache(
-        quantise(GraphWithWeights.traced(graph_for(config, part)), recipe, config), recipe.cache, config
-    )
+def recipe_graph(config: ModelConfig, part: Part, recipe: Recipe, embedding: str = "F32") -> GraphWithWeights:
+    """The graph that the executor runs: traced, quantised, embedding and cache in their formats.
+
+    Args:
+        embedding: safetensors dtype of the embedding table.
+    """
+    quantised = quantise(GraphWithWeights.traced(graph_for(config, part)), recipe, config)
+    return narrow_cache(store_embedding(quantised, embedding), recipe.cache, config)

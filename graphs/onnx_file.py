@@ -23,7 +23,7 @@ def portable_onnx(model: ir.Model) -> bytes:
 
     The experts' generic function gathers weights per token, which suits short inputs only.
     """
-    return _checked(lower(GraphWithWeights.traced(model), "F32", generic_row).model)
+    return _checked(lower(GraphWithWeights.traced(model), generic_row).model)
 
 
 def _checked(model: ir.Model) -> bytes:

@@ -13,7 +13,6 @@ from dsv3export.plugins.latent_append_fp8.op import LATENT_APPEND_FP8
 from dsv3export.plugins.latent_append_half.op import LATENT_APPEND_HALF
 from dsv3export.plugins.linear.op import LINEAR
 from dsv3export.plugins.linear_fp8_block.op import LINEAR_FP8_BLOCK
-from dsv3export.plugins.linear_half.op import LINEAR_HALF
 from dsv3export.plugins.linear_int.op import LINEAR_INT
 from dsv3export.plugins.mla_attention.op import MLA_ATTENTION
 from dsv3export.plugins.mla_attention_fp8_block.op import MLA_ATTENTION_FP8_BLOCK
@@ -27,7 +26,6 @@ from dsv3export.plugins.registry import DOMAIN, DOMAIN_VERSION, Op, by_name
 OPS = by_name(
     [
         LINEAR,
-        LINEAR_HALF,
         LINEAR_INT,
         LINEAR_FP8_BLOCK,
         LATENT_APPEND,

@@ -14,6 +14,9 @@ Attributes = Mapping[str, Any]
 FunctionText = Callable[[Dims, Attributes], str]
 AttributeType = Literal["int", "float", "string"]
 
+# The types of a weight that is plain numbers, whatever holds them: the op computes in float32.
+FLOATS = ("float", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Port:

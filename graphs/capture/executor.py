@@ -18,6 +18,7 @@ from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.capture.calls import Call, Flow, empty_caches
 from dsv3export.graphs.executor import recipe_graph
 from dsv3export.graphs.interpreter import run_call, sequence_inputs
+from dsv3export.graphs.passes.embedding import embedding_dtype
 from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.graphs.values import is_weight
 from dsv3export.graphs.weight_cache import WeightCache
@@ -52,7 +53,7 @@ class ExecutorStages:
         self.label = f"{checkpoint.path} (executor, {chosen.precision})"
         check_calibration(chosen, calibration_ids is not None)
         calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)
-        self._graph = recipe_graph(self.config, "trunk", chosen)
+        self._graph = recipe_graph(self.config, "trunk", chosen, embedding_dtype(checkpoint, chosen))
         # No bytes kept: a stage's weights go with it.
         self._weights = WeightCache(checkpoint, self._graph.weights, 0, calibration)
         self._nodes = {str(node.name): node for node in self._graph.model.graph}

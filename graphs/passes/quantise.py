@@ -17,9 +17,11 @@ For fp8 the parts have the checkpoint's names, and its bytes where it is FP8 its
     e = dsv3::MoEExpertsFp8Block(x, ids, weights, gate, gate_scale, up, up_scale, down, down_scale) {..}
     a = dsv3::MlaAttentionFp8Block(q_nope, q_pe, cache, kv_b, kv_b_scale, start) {.., activations="none"}
 
-For bf16 and f16, of projections only (experts and the attention's kv_b stay float32)::
+For bf16 and f16 the ops stay, and their weights have that type::
 
-    y = dsv3::LinearHalf(x, lm_head.weight: bf16[N, K])
+    y = dsv3::Linear(x, q_a_proj.weight: bf16[N, K])
+    e = dsv3::MoEExperts(x, ids, weights, gate: bf16[E, I, D], up: bf16[E, I, D], down: bf16[E, D, I])
+    a = dsv3::MlaAttention(q_nope, q_pe, cache, kv_b: bf16, start)
 
 Layers of one kind with different schemes become kinds of their own.
 """
@@ -111,16 +113,18 @@ def _quantise_kind(function: ir.Function, schemes: Mapping[Component, Scheme | N
             continue
         if scheme.format in BITS and node.op_type in _INT_REWRITES:
             _INT_REWRITES[node.op_type](rewriter, node, scheme)
-        elif scheme.format in HALVES and node.op_type == "Linear":
-            _half(rewriter, node, scheme)
+        elif scheme.format in HALVES:
+            _half(rewriter, node, HALVES[scheme.format])
         elif scheme.format == "fp8" and node.op_type in FP8_OPS:
             _fp8(rewriter, node, scheme)
     return rewriter.finish()
 
 
-def _half(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:
-    x, weight = map(_given, node.inputs)
-    rewriter.replace(node, "LinearHalf", DOMAIN, [x, rewriter.store_as(weight, HALVES[scheme.format])])
+def _half(rewriter: KindRewriter, node: ir.Node, dtype: ir.DataType) -> None:
+    """The same op with each of its weights in another type."""
+    for port, value in enumerate(map(_given, node.inputs)):
+        if is_weight(value):
+            node.replace_input_with(port, rewriter.store_as(value, dtype))
 
 
 def _fp8(rewriter: KindRewriter, node: ir.Node, scheme: Scheme) -> None:

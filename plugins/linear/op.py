@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsv3export.plugins.registry import Attributes, Dims, Op, Port
+from dsv3export.plugins.registry import FLOATS, Attributes, Dims, Op, Port
 
 
 @torch.library.custom_op("dsv3::linear", mutates_args=())
@@ -14,12 +14,12 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         x: [..., K] float.
-        weight: [N, K] float, as stored in the checkpoint.
+        weight: [N, K], as stored in the checkpoint: the dtype of `x` or a narrower float type, which is widened.
 
     Returns:
         [..., N], the dtype of `x`.
     """
-    return x @ weight.T
+    return x @ weight.to(x.dtype).T
 
 
 @linear.register_fake
@@ -28,9 +28,11 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def function(dims: Dims, attributes: Attributes) -> str:
+    """ONNX text; the cast does nothing to a float32 weight."""
     return """
 Linear (x, weight) => (y) {
-    weight_t = Transpose <perm = [1, 0]> (weight)
+    wide = Cast <to = 1> (weight)
+    weight_t = Transpose <perm = [1, 0]> (wide)
     y = MatMul (x, weight_t)
 }
 """
@@ -39,8 +41,8 @@ Linear (x, weight) => (y) {
 LINEAR = Op(
     name="Linear",
     torch_name="dsv3::linear",
-    doc="y[..., N] = x[..., K] @ weight[N, K]^T.",
-    inputs=(Port("x", ("float",), ("...", "K")), Port("weight", ("float",), ("N", "K"))),
+    doc="y[..., N] = x[..., K] @ weight[N, K]^T, in float32 whatever type holds the weight.",
+    inputs=(Port("x", ("float",), ("...", "K")), Port("weight", FLOATS, ("N", "K"))),
     outputs=(Port("y", ("float",), ("...", "N")),),
     attributes=(),
     kernel=linear,

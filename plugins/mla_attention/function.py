@@ -43,7 +43,8 @@ def function(dims: Dims, attributes: Attributes) -> str:
     return f"""
 MlaAttention (q_nope, q_pe, cache, kv_b, start) => (out) {{
     per_head_shape = Constant <value_ints = [{heads}, {nope + value}, {latent}]> ()
-    per_head = Reshape (kv_b, per_head_shape)
+    kv_b_wide = Cast <to = 1> (kv_b)
+    per_head = Reshape (kv_b_wide, per_head_shape)
     widths = Constant <value_ints = [{nope}, {value}]> ()
     w_uk, w_uv = Split <axis = 1> (per_head, widths)
     w_uv_t = Transpose <perm = [0, 2, 1]> (w_uv)

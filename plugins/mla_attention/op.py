@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv3export.plugins.mla_attention.function import function
-from dsv3export.plugins.registry import Attribute, Op, Port
+from dsv3export.plugins.registry import FLOATS, Attribute, Op, Port
 
 
 def visible(start: Tensor, queries: int, longest: int) -> Tensor:
@@ -42,7 +42,7 @@ def decompressed(q_nope: Tensor, q_pe: Tensor, cache: Tensor, kv_b: Tensor, star
     batch, queries, heads, nope = q_nope.shape
     latent = cache[:, : int(start.max()) + queries]
     kv_c, k_pe = latent.split([kv_b.shape[1], q_pe.shape[3]], dim=-1)
-    w_uk, w_uv = _up_projections(kv_b, heads, nope)
+    w_uk, w_uv = _up_projections(kv_b.to(q_nope.dtype), heads, nope)
     k_nope = torch.einsum("btc,hdc->bhtd", kv_c, w_uk)
     value = torch.einsum("btc,hdc->bhtd", kv_c, w_uv)
     scores = torch.einsum("bshd,bhtd->bhst", q_nope, k_nope) + torch.einsum("bshr,btr->bhst", q_pe, k_pe)
@@ -54,7 +54,7 @@ def absorbed(q_nope: Tensor, q_pe: Tensor, cache: Tensor, kv_b: Tensor, start: T
     """Attention in the latent space itself; see `mla_attention` for the arguments."""
     batch, queries, heads, nope = q_nope.shape
     latent = cache[:, : int(start.max()) + queries]
-    w_uk, w_uv = _up_projections(kv_b, heads, nope)
+    w_uk, w_uv = _up_projections(kv_b.to(q_nope.dtype), heads, nope)
     query = torch.cat([torch.einsum("bshd,hdc->bshc", q_nope, w_uk), q_pe], dim=-1)
     scores = torch.einsum("bshw,btw->bhst", query, latent)
     mixed = torch.einsum("bhst,btc->bshc", _weights(scores, start, scale), latent[..., : kv_b.shape[1]])
@@ -70,7 +70,7 @@ def mla_attention(q_nope: Tensor, q_pe: Tensor, cache: Tensor, kv_b: Tensor, sta
         q_pe: [B, S, H, Dr], rotated.
         cache: [B, T, Dc+Dr]; of a shorter slot, rows up to the longest slot's length are read and masked: they
             must be finite.
-        kv_b: [H*(Dn+Dv), Dc], kv_b_proj's weight as stored.
+        kv_b: [H*(Dn+Dv), Dc], kv_b_proj's weight as stored: the dtype of the rest or a narrower float type.
         start: [B] int64; query s of slot b sits at position start[b] + s.
         scale: (Dn+Dr)^-0.5 * mscale^2.
 
@@ -94,7 +94,7 @@ MLA_ATTENTION = Op(
         Port("q_nope", ("float",), ("B", "S", "H", "Dn")),
         Port("q_pe", ("float",), ("B", "S", "H", "Dr")),
         Port("cache", ("float",), ("B", "T", "Dc+Dr")),
-        Port("kv_b", ("float",), ("H*(Dn+Dv)", "Dc")),
+        Port("kv_b", FLOATS, ("H*(Dn+Dv)", "Dc")),
         Port("start", ("int64",), ("B",)),
     ),
     outputs=(Port("out", ("float",), ("B", "S", "H*Dv")),),

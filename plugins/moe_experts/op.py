@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from dsv3export.plugins.registry import Attributes, Dims, Op, Port
+from dsv3export.plugins.registry import FLOATS, Attributes, Dims, Op, Port
 
 Bank = Literal["gate", "up", "down"]
 # Rows times the transposed matrix of an expert in a bank.
@@ -34,14 +34,14 @@ def moe_experts(x: Tensor, ids: Tensor, weights: Tensor, gate: Tensor, up: Tenso
         x: [T, D] float.
         ids: [T, k] int64, distinct within a row.
         weights: [T, k] float32.
-        gate, up: [E, I, D].
-        down: [E, D, I].
+        gate, up: [E, I, D], the dtype of `x` or a narrower float type.
+        down: [E, D, I], likewise.
 
     Returns:
         [T, D].
     """
     banks = {"gate": gate, "up": up, "down": down}
-    return through_experts(x, ids, weights, lambda bank, expert, rows: rows @ banks[bank][expert].T)
+    return through_experts(x, ids, weights, lambda bank, expert, rows: rows @ banks[bank][expert].to(x.dtype).T)
 
 
 @moe_experts.register_fake
@@ -50,18 +50,22 @@ def _(x: Tensor, ids: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: T
 
 
 def combine_text() -> str:
-    """ONNX text: y from x, ids, weights and the float banks gate, up, down.
+    """ONNX text: y from x, ids, weights and the banks gate, up, down of any float type.
 
-    Gathers the chosen experts' weights per token: right on any ONNX Runtime, and only for small T to be recommended.
+    Gathers the chosen experts' weights per token and widens those: right on any ONNX Runtime, and only for small T to
+    be recommended.
     """
     return """
     column = Constant <value_ints = [-1]> ()
     one = Constant <value_ints = [1]> ()
     x_rows = Unsqueeze (x, one)
     x_column = Unsqueeze (x_rows, column)
-    gate_chosen = Gather <axis = 0> (gate, ids)
-    up_chosen = Gather <axis = 0> (up, ids)
-    down_chosen = Gather <axis = 0> (down, ids)
+    gate_stored = Gather <axis = 0> (gate, ids)
+    gate_chosen = Cast <to = 1> (gate_stored)
+    up_stored = Gather <axis = 0> (up, ids)
+    up_chosen = Cast <to = 1> (up_stored)
+    down_stored = Gather <axis = 0> (down, ids)
+    down_chosen = Cast <to = 1> (down_stored)
     gated = MatMul (gate_chosen, x_column)
     linear = MatMul (up_chosen, x_column)
     sigmoid = Sigmoid (gated)
@@ -87,9 +91,9 @@ MOE_EXPERTS = Op(
         Port("x", ("float",), ("T", "D")),
         Port("ids", ("int64",), ("T", "k")),
         Port("weights", ("float",), ("T", "k")),
-        Port("gate", ("float",), ("E", "I", "D")),
-        Port("up", ("float",), ("E", "I", "D")),
-        Port("down", ("float",), ("E", "D", "I")),
+        Port("gate", FLOATS, ("E", "I", "D")),
+        Port("up", FLOATS, ("E", "I", "D")),
+        Port("down", FLOATS, ("E", "D", "I")),
     ),
     outputs=(Port("y", ("float",), ("T", "D")),),
     attributes=(),

@@ -77,7 +77,7 @@ def test_float32_stays_as_it_is() -> None:
 @pytest.mark.parametrize("format", CACHE_FORMATS)
 def test_lowered(format: CacheFormat) -> None:
     """An fp8 cache needs opset 26 throughout, for BitCast; ONNX Runtime then sees the bits of its numbers."""
-    model = lower(narrowed(format), "BF16").model
+    model = lower(narrowed(format)).model
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     assert {graph.opset_imports.get("", 0) for graph in graphs} == {26 if format == "fp8" else 24}
     kinds = {value.dtype for name, value in run_time_inputs(model).items() if name.startswith("latent_cache")}

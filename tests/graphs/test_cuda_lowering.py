@@ -21,6 +21,7 @@ from dsv3export.graphs.lower.onnxruntime import lower
 from dsv3export.graphs.lower.onnxruntime.providers import as_computed, lowering_for
 from dsv3export.graphs.opset import OPSET
 from dsv3export.graphs.passes.cache_format import narrow_cache
+from dsv3export.graphs.passes.embedding import store_embedding
 from dsv3export.graphs.passes.quantise import quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.recipe import Recipe
@@ -73,7 +74,7 @@ def lowered_nodes(config: ModelConfig) -> Lowered:
         lowering, computed = lowering_for("cuda", compute, recipe)
         quantised = quantise(traced, as_computed(lowering, recipe), config)
         quantised = narrow_cache(quantised, recipe.cache, config)
-        return typed_nodes(ir.to_proto(lower(quantised, "BF16", lowering.rows(computed)).model))
+        return typed_nodes(ir.to_proto(lower(store_embedding(quantised, "BF16"), lowering.rows(computed)).model))
 
     return lowered
 
@@ -118,7 +119,7 @@ def test_every_node_has_a_cuda_kernel(case: tuple[str, list[TypedNode]]) -> None
 def test_engines_for_the_cpu_would_not_do(config: ModelConfig) -> None:
     """The check above can fail: the CPU's int8 attention multiplies uint8 by int8."""
     quantised = quantise(GraphWithWeights.traced(graph_for(config)), Recipe.for_precision("int8"), config)
-    nodes = typed_nodes(ir.to_proto(lower(quantised, "BF16").model))
+    nodes = typed_nodes(ir.to_proto(lower(store_embedding(quantised, "BF16")).model))
     lacking = {
         node.op for node in nodes if node.op not in NOTHING and not has_kernel(node.op, node.inputs, node.outputs)
     }

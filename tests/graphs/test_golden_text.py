@@ -11,11 +11,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from dsv3export.config import ModelConfig
 from dsv3export.graphs import graph_for, print_graph
+from dsv3export.graphs.passes.quantise import quantise
+from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.trace import Part
+from dsv3export.recipe import Recipe
 
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = "DSV3EXPORT_UPDATE_GOLDENS"
@@ -45,9 +49,20 @@ V2_LITE_LIKE: dict[str, Any] = {
         ("v2_lite_like_trunk", V2_LITE_LIKE, "trunk"),
     ],
 )
-def test_graph_text(name: str, changes: dict[str, Any], part: Part, tiny_fp8: Path) -> None:
+def test_traced_graph(name: str, changes: dict[str, Any], part: Part, tiny_fp8: Path) -> None:
     tiny = ModelConfig.from_file(tiny_fp8 / "config.json")
-    text = print_graph(graph_for(ModelConfig.from_dict({**tiny.raw, **changes}), part))
+    check_text(name, graph_for(ModelConfig.from_dict({**tiny.raw, **changes}), part))
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_quantised_graph(precision: str, tiny_fp8: Path) -> None:
+    tiny = ModelConfig.from_file(tiny_fp8 / "config.json")
+    traced = GraphWithWeights.traced(graph_for(tiny, "trunk"))
+    check_text(f"tiny_trunk_{precision}", quantise(traced, Recipe.for_precision(precision), tiny).model)
+
+
+def check_text(name: str, model: ir.Model) -> None:
+    text = print_graph(model)
     path = GOLDEN / f"{name}.txt"
     if os.environ.get(UPDATE):
         path.write_text(text)

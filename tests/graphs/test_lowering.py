@@ -21,6 +21,7 @@ from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.opset import KIND_DOMAIN
 from dsv3export.graphs.packer import Packer
 from dsv3export.graphs.packing import PACKINGS
+from dsv3export.graphs.passes.embedding import store_embedding
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.values import is_weight
 from dsv3export.graphs.weight_expr import WeightExpr
@@ -37,7 +38,7 @@ def config() -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def lowered(config: ModelConfig) -> Lowered:
-    after = lower(GraphWithWeights.traced(graph_for(config)), "BF16")
+    after = lower(GraphWithWeights.traced(graph_for(config)))
     return after.model, after.weights
 
 
@@ -85,7 +86,7 @@ def test_ops_of_the_dsv3_domain_are_gone(lowered: Lowered) -> None:
 def test_a_router_may_stay_as_stored_and_is_widened_before_the_product(
     config: ModelConfig, stored: str, packing: str
 ) -> None:
-    after = lower(GraphWithWeights.traced(graph_for(config)), "BF16", router_dtype=stored)
+    after = lower(GraphWithWeights.traced(graph_for(config)), router_dtype=stored)
     name = "model.layers.1.mlp.gate.weight"
     assert after.weights[name] == WeightExpr(packing, name=name)
     kind = functions(after.model)["moe_layer"]
@@ -114,27 +115,6 @@ def test_gate_and_up_rows_alternate() -> None:
     packed = PACKINGS["interleave_gate_up"]([gate, gate + 100], {})
     assert packed[0, :, 0].tolist() == [0, 100, 2, 102, 4, 104]
     assert packed[1, 0].tolist() == [6, 7]
-
-
-@pytest.mark.parametrize(
-    ("stored", "dtype", "packing"),
-    [("BF16", "BFLOAT16", "bfloat16"), ("F16", "FLOAT16", "float16"), ("F32", "FLOAT", "float32")],
-)
-def test_embedding_stays_as_stored_and_is_cast_after_the_lookup(
-    config: ModelConfig, stored: str, dtype: str, packing: str
-) -> None:
-    after = lower(GraphWithWeights.traced(graph_for(config)), stored)
-    model = after.model
-    assert after.weights["model.embed_tokens.weight"] == WeightExpr(packing, name="model.embed_tokens.weight")
-    embed = functions(model)["embed"]
-    gather = next(node for node in embed if node.op_type == "Gather")
-    table = gather.inputs[0]
-    assert table is not None
-    assert table.dtype == ir.DataType[dtype]
-    (user,) = gather.outputs[0].consumers()
-    assert user.op_type == "Cast"
-    assert user.attributes["to"].value == ir.DataType.FLOAT.value
-    assert embed.outputs[0].dtype == ir.DataType.FLOAT
 
 
 def test_calls_pass_what_the_kinds_declare(lowered: Lowered) -> None:
@@ -172,7 +152,7 @@ def test_provenance_survives(lowered: Lowered) -> None:
 
 def test_packed_arrays_are_what_the_table_says(tiny_fp8: Path) -> None:
     checkpoint = Checkpoint.open(tiny_fp8)
-    after = lower(GraphWithWeights.traced(graph_for(checkpoint.config)), "BF16")
+    after = lower(store_embedding(GraphWithWeights.traced(graph_for(checkpoint.config)), "BF16"))
     counts = Counter(expr.packing for expr in after.weights.values())
     assert counts.pop("float32") > 40
     assert counts == {"bfloat16": 1, "interleave_gate_up": 3, "w_uk": 4, "w_uv": 4}
@@ -184,7 +164,7 @@ def test_packed_arrays_are_what_the_table_says(tiny_fp8: Path) -> None:
 
 
 def test_serialized_graph_holds_no_weight(config: ModelConfig) -> None:
-    after = lower(GraphWithWeights.traced(graph_for(config)), "BF16")
+    after = lower(GraphWithWeights.traced(graph_for(config)))
     places = {name: Location("weights/somewhere", 64 * i, 8) for i, name in enumerate(after.weights)}
     proto = onnx.load_from_string(serialize(after.model, places))
     assert {tensor.name for tensor in proto.graph.initializer} == places.keys()
@@ -199,7 +179,7 @@ def test_serialized_graph_holds_no_weight(config: ModelConfig) -> None:
 
 
 def test_a_weight_without_dtype_is_not_serialized(config: ModelConfig) -> None:
-    model = lower(GraphWithWeights.traced(graph_for(config)), "BF16").model
+    model = lower(GraphWithWeights.traced(graph_for(config))).model
     value = next(value for value in model.graph.inputs if value.name == "model.norm.weight")
     value.type = None
     with pytest.raises(InternalError, match=r"model\.norm\.weight"):

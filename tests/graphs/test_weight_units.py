@@ -14,6 +14,7 @@ from dsv3export.graphs import weight_units
 from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.lower.onnxruntime import lower
 from dsv3export.graphs.packer import Packer
+from dsv3export.graphs.passes.embedding import store_embedding
 from dsv3export.graphs.passes.quantise import quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.trace import graph_for
@@ -46,7 +47,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 def lowered(checkpoint: Checkpoint, recipe: Recipe) -> GraphWithWeights:
     traced = GraphWithWeights.traced(graph_for(checkpoint.config))
-    return lower(quantise(traced, recipe, checkpoint.config), "BF16")
+    return lower(store_embedding(quantise(traced, recipe, checkpoint.config), "BF16"))
 
 
 def made(units: list[WorkUnit]) -> dict[str, bytes]:

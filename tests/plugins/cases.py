@@ -45,7 +45,6 @@ _DEFINITIONS = {
     "LinearInt": "linear_int",
     "MlaAttentionInt": "mla_attention_int",
     "MoEExpertsInt": "moe_experts_int",
-    "LinearHalf": "linear",
     "LinearFp8Block": "linear_fp8_block",
     "MlaAttentionFp8Block": "mla_attention_fp8_block",
     "MoEExpertsFp8Block": "moe_experts_fp8_block",
@@ -245,9 +244,11 @@ def _packed_weights(
     return numbers, scale, random.integers(low, high, (*rows, -(-groups * bits // 8))).astype(np.uint8)
 
 
-def linear_half_case(name: str, leading: Sequence[int], inner: int, outer: int, dtype: str) -> Case:
-    base = linear_case(name, leading, inner, outer)
-    return Case("LinearHalf", name, {**base.inputs, "weight": base.inputs["weight"].astype(NUMPY[dtype])}, {})
+def half(base: Case, dtype: str) -> Case:
+    """The same call with its weights rounded to 16 bits, BF16 or F16."""
+    weights = ("weight", "kv_b", "gate", "up", "down")
+    inputs = {port: array.astype(NUMPY[dtype]) if port in weights else array for port, array in base.inputs.items()}
+    return Case(base.op, f"{base.name}_{dtype}".lower(), inputs, base.attributes)
 
 
 def linear_fp8_case(name: str, leading: Sequence[int], inner: int, outer: int) -> Case:
@@ -371,9 +372,24 @@ CASES = (
     experts_int_case("int8_zero_points", 7, 64, 32, 6, 2, 8, 32, True),
     experts_int_case("int4", 7, 64, 32, 6, 2, 4, 32, False),
     experts_int_case("int4_zero_points", 1, 64, 64, 6, 3, 4, 32, True),
-    linear_half_case("bf16", (2, 3), 33, 65, "BF16"),
-    linear_half_case("bf16_one_by_one", (1,), 1, 1, "BF16"),
-    linear_half_case("f16", (7,), 16, 5, "F16"),
+    half(linear_case("three_dims", (2, 3), 33, 65), "BF16"),
+    half(linear_case("one_by_one", (1,), 1, 1), "BF16"),
+    half(linear_case("no_rows", (0,), 16, 5), "BF16"),
+    half(linear_case("many_rows", (7, 3), 16, 5), "F16"),
+    half(linear_case("tiles", (3,), 1024, 192), "BF16"),
+    half(linear_case("uneven_tiles", (1, 1), 1000, 333), "F16"),
+    half(linear_case("prime_rows", (2,), 700, 131), "BF16"),
+    half(mla_case("decode", (9,), 1, 16), "BF16"),
+    half(mla_case("ragged_decode", (0, 30, 7), 1, 40), "F16"),
+    half(mla_case("ragged_prefill", (0, 5, 17), 8, 32), "BF16"),
+    half(mla_case("one_head_odd_dims", (2, 1), 3, 7, (1, 3, 2, 1, 5)), "BF16"),
+    half(mla_case("true_dims_prefill", (0,), 16, 16, (4, 128, 64, 128, 512), 0.07), "BF16"),
+    half(mla_case("true_dims_decode", (20, 3), 1, 24, (4, 128, 64, 128, 512), 0.07), "BF16"),
+    half(experts_case("decode", 1, 16, 8, 8, 3), "BF16"),
+    half(experts_case("prefill", 23, 16, 8, 8, 3), "F16"),
+    half(experts_case("one_expert", 3, 5, 7, 1, 1), "BF16"),
+    half(experts_case("tiles", 2, 1024, 160, 3, 2), "BF16"),
+    half(experts_case("tiles_of_many_rows", 40, 160, 1024, 3, 2), "F16"),
     linear_fp8_case("one_by_one", (1,), 1, 1),
     linear_fp8_case("whole_blocks", (2, 3), 256, 128),
     linear_fp8_case("just_below_a_block", (3,), 127, 127),

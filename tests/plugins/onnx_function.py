@@ -15,7 +15,7 @@ import onnx.parser
 import onnxruntime
 
 from dsv3export.dtypes import NUMPY
-from dsv3export.graphs.lower.onnxruntime.ops import row
+from dsv3export.graphs.lower.onnxruntime.ops import Row, row
 from dsv3export.graphs.opset import IR_VERSION, OPSET
 from dsv3export.graphs.packing import PACKINGS
 from dsv3export.plugins import DOMAIN, OPS
@@ -24,6 +24,7 @@ from dsv3export.plugins.registry import Op, Port
 from tests.plugins.cases import Case
 
 Array = npt.NDArray[Any]
+_HALVES = (NUMPY["BF16"], NUMPY["F16"])
 _IMPORTS = {"": OPSET, DOMAIN: 1, "com.microsoft": 1}
 _TYPES = {"float": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
 
@@ -41,22 +42,27 @@ def generic_text(case: Case) -> str:
     return OPS[case.op].function(known_dims(case), case.attributes)
 
 
+def lowering(case: Case) -> Row:
+    """How ONNX Runtime runs the call."""
+    return row(case.op, any(array.dtype in _HALVES for array in case.inputs.values()))
+
+
 def lowered_text(case: Case) -> str:
     """The op in ONNX Runtime's ops."""
-    return row(case.op).function(known_dims(case), case.attributes)
+    return lowering(case).function(known_dims(case), case.attributes)
 
 
 def packed_inputs(case: Case) -> dict[str, Array]:
     """A call's inputs as the lowered function takes them, checked against the shapes that its row declares."""
     inputs, dims = dict(case.inputs), known_dims(case)
-    for packed in row(case.op).packed_for(dims):
+    for packed in lowering(case).packed_for(dims):
         if not set(packed.inputs) <= inputs.keys():
             continue  # optional inputs that this call leaves out
         array = PACKINGS[packed.packing]([inputs[name] for name in packed.inputs], {**dims, **packed.params})
         assert list(array.shape) == packed.shape(dims), f"{packed.port}: {array.shape}, not as declared"
         inputs[packed.port] = array
-    inputs |= {name: _argument(name, inputs) for name in row(case.op).arguments}
-    return {port: inputs[port] for port in row(case.op).inputs_for(dims) if port in inputs}
+    inputs |= {name: _argument(name, inputs) for name in lowering(case).arguments}
+    return {port: inputs[port] for port in lowering(case).inputs_for(dims) if port in inputs}
 
 
 def _argument(name: str, inputs: Mapping[str, Array]) -> Array:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
 from dsv3export.graphs.lower.onnxruntime.functions import FUNCTION_DOMAIN, ORT_DOMAIN, OpFunctions
-from dsv3export.graphs.lower.onnxruntime.ops import Row, row
+from dsv3export.graphs.lower.onnxruntime.ops import RowOf, row
 from dsv3export.graphs.lower.onnxruntime.router import store_router
 from dsv3export.graphs.opset import OPSET
 from dsv3export.graphs.rewrite import GraphWithWeights, KindRewriter, rebuild
 from dsv3export.graphs.spec import dims_of
-from dsv3export.graphs.values import is_weight, like
+from dsv3export.graphs.values import is_weight
 from dsv3export.plugins import DOMAIN, OPS
 from dsv3export.plugins.dims import bind_dims, static_dims
 
-# Tensor types of the safetensors dtypes that an embedding table and routers may have.
+_HALVES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
+# Tensor types of the safetensors dtypes that routers may have.
 _STORED_TYPES = {"F32": ir.DataType.FLOAT, "BF16": ir.DataType.BFLOAT16, "F16": ir.DataType.FLOAT16}
 
 
-def lower(
-    before: GraphWithWeights,
-    embedding_dtype: str,
-    row_of: Callable[[str], Row] = row,
-    router_dtype: str = "F32",
-) -> GraphWithWeights:
+def lower(before: GraphWithWeights, row_of: RowOf = row, router_dtype: str = "F32") -> GraphWithWeights:
     """Lower a graph for float32 arithmetic on ONNX Runtime; the given one is used up.
 
     Given -> Result::
@@ -35,11 +29,10 @@ def lower(
                                             a = dsv3.lowered::MlaAttention(.., w_uk, w_uv, start)
         e = dsv3::MoEExperts(x, ids, weights, gate, up, down)
                                             e = dsv3.lowered::MoEExperts(x, ids, weights, gate_up, down)
-        h = Gather(embed_tokens.weight, i)  h = Cast(Gather(embed_tokens.weight, i)), the table as stored
+        y = dsv3::Linear(x, w: bf16)        y = dsv3.lowered::Linear_2(x, w), which widens w a tile at a time
         latent_cache.0: f8[B, T, Dc]        latent_cache.0: i8[B, T, Dc], the same bits
 
     Args:
-        embedding_dtype: safetensors dtype of the embedding table in the engine.
         row_of: How an op is run; the default suits ONNX Runtime on a CPU.
         router_dtype: safetensors dtype of the routers' weights in the engine.
 
@@ -58,8 +51,6 @@ def lower(
             _lower_node(rewriter, node, op_functions, row_of)
         if opset > OPSET:
             _fuse_swish(rewriter)
-        if function.name == "embed":
-            _store_embedding(rewriter, embedding_dtype)
         kinds[function.name] = rewriter.finish()
         function.opset_imports.update({"": opset, FUNCTION_DOMAIN: 1})
     after = rebuild(before, kinds, [*before.model.functions.values(), *op_functions.all()])
@@ -88,9 +79,9 @@ def _caches_as_bits(model: ir.Model) -> None:
                 value.dtype = ir.DataType.INT8
 
 
-def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions, row_of: Callable[[str], Row]) -> None:
+def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions, row_of: RowOf) -> None:
     """Make a dsv3 node a call of ONNX Runtime's function for it."""
-    op, how = OPS[node.op_type], row_of(node.op_type)
+    op, how = OPS[node.op_type], row_of(node.op_type, _has_halves(node))
     ports = op.inputs_given(len(node.inputs))
     values = {port.name: value for port, value in zip(ports, node.inputs, strict=True) if value is not None}
     dims = static_dims(op, bind_dims(op, [dims_of(value) for value in values.values()]))
@@ -108,6 +99,11 @@ def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions
     rewriter.replace(node, name, FUNCTION_DOMAIN, [_typed(rewriter, node, value) for value in inputs])
 
 
+def _has_halves(node: ir.Node) -> bool:
+    """Whether an op's weights are in 16 bits; its cache is another matter."""
+    return any(value is not None and is_weight(value) and value.dtype in _HALVES for value in node.inputs)
+
+
 def _typed(rewriter: KindRewriter, node: ir.Node, value: ir.Value) -> ir.Value:
     """A float8 input by way of an Identity.
 
@@ -122,18 +118,3 @@ def _typed(rewriter: KindRewriter, node: ir.Node, value: ir.Value) -> ir.Value:
     identity.metadata_props.update(node.metadata_props)
     rewriter.function.insert_before(node, [identity])
     return typed
-
-
-def _store_embedding(rewriter: KindRewriter, stored_as: str) -> None:
-    """Keep the embedding table in a dtype of its own and cast the rows that a step looks up."""
-    dtype = _STORED_TYPES[stored_as]
-    embed = rewriter.function
-    table = next(value for value in embed.inputs if value.name == "embed_tokens.weight")
-    ((lookup, _),) = table.uses()
-    stored, ids, old_rows = rewriter.store_as(table, dtype), lookup.inputs[1], lookup.outputs[0]
-    rows = like(old_rows, f"{old_rows.name}.stored")
-    rows.dtype = dtype
-    gather = ir.node("Gather", [stored, ids], {"axis": 0}, outputs=[rows], name=rows.name)
-    new_rows = like(old_rows)
-    cast = ir.node("Cast", [rows], {"to": ir.DataType.FLOAT.value}, outputs=[new_rows], name=lookup.name)
-    ir.convenience.replace_nodes_and_values(embed, lookup, [lookup], [gather, cast], [old_rows], [new_rows])

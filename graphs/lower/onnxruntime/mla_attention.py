@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dsv3export.plugins.mla_attention.function import visible_text
 from dsv3export.plugins.mla_attention_fp8_block.op import up_projections_text
@@ -11,15 +12,46 @@ from dsv3export.plugins.registry import Attributes, Dims
 # The layer kinds' argument whose shape says how many rows a step has. What depends on it and on `start` alone has the
 # same inputs in each layer, so that ONNX Runtime computes it once: the mask, the sizes, the choice of the form.
 STEP = "cos"
-# ONNX text of `result` [M, H, N] = x [M, H, K] times a weight [H, K, N] head by head, by their names.
-Product = Callable[[str, str, str], str]
+
+
+@dataclass(frozen=True)
+class UpProjections:
+    """ONNX texts of the products with the two parts of kv_b, W^UK [H, Dn, Dc] and W^UV [H, Dv, Dc].
+
+    Args:
+        absorb: `q_absorbed` [M, H, Dc] from `q_tokens` [M, H, Dn].
+        expand: `out_tokens` [M, H, Dv] from `mixed_tokens` [M, H, Dc].
+        decompress: `k_nope` [B, H, T, Dn] and `values` [B, H, T, Dv] from `kv_c` [B, T, Dc].
+    """
+
+    absorb: str
+    expand: str
+    decompress: str
 
 
 def function(dims: Dims, attributes: Attributes) -> str:
     """dsv3::MlaAttention with float32 w_uk [H, Dn, Dc] and w_uv [H, Dc, Dv], the two parts of kv_b."""
     return f"""
 MlaAttention (q_nope, q_pe, cache, w_uk, w_uv, start, cos) => (out) {{
-{_body(dims, attributes, _float_product, "", "")}
+{_body(dims, attributes, _FLOAT)}
+}}
+"""
+
+
+def half_function(dims: Dims, attributes: Attributes) -> str:
+    """dsv3::MlaAttention with a bfloat16 or float16 kv_b, which is widened in each step, one head at a time.
+
+    The view of it has a shape that only a run knows, as in `tiles_text`.
+    """
+    nope, latent, value = dims["Dn"], dims["Dc"], dims["Dv"]
+    return f"""
+MlaAttention (q_nope, q_pe, cache, kv_b, start, cos) => (out) {{
+    kv_b_sizes = Constant <value_ints = [{dims["H"]}, {nope + value}, {latent}]> ()
+    kv_b_rows = Shape <start = 1, end = 2> ({STEP})
+    kv_b_zero = Sub (kv_b_rows, kv_b_rows)
+    kv_b_shape = Add (kv_b_sizes, kv_b_zero)
+    kv_b_heads = Reshape (kv_b, kv_b_shape)
+{_body(dims, attributes, _half(nope, value))}
 }}
 """
 
@@ -52,12 +84,14 @@ def int_function(dims: Dims, attributes: Attributes) -> str:
     groups = head_groups(dims)
     w_uk, w_uv = (_dequantise(weight, sizes[weight], groups) for weight in ("w_uk", "w_uv"))
 
-    def product(x: str, weight: str, result: str) -> str:
-        return _int_product(x, weight, result, sizes[weight][1], groups)
-
+    up = UpProjections(
+        _int_product("q_tokens", "w_uk", "q_absorbed", dims["Dc"], groups),
+        _int_product("mixed_tokens", "w_uv", "out_tokens", dims["Dv"], groups),
+        w_uk + w_uv + _FLOAT.decompress,
+    )
     return f"""
 MlaAttentionInt ({", ".join(int_inputs(dims))}) => (out) {{
-{_body(dims, attributes, product, w_uk, w_uv)}
+{_body(dims, attributes, up)}
 }}
 """
 
@@ -68,16 +102,70 @@ def fp8_function(dims: Dims, attributes: Attributes) -> str:
 MlaAttentionFp8Block (q_nope, q_pe, cache, kv_b, kv_b_scale, start, cos) => (out) {{
 {up_projections_text(dims)}
     w_uv = Transpose <perm = [0, 2, 1]> (w_uv_rows)
-{_body(dims, attributes, _float_product, "", "")}
+{_body(dims, attributes, _FLOAT)}
 }}
 """
 
 
-def _float_product(x: str, weight: str, result: str) -> str:
+def _head_by_head(x: str, result: str, product: str) -> str:
+    """ONNX text: `result` [M, H, N] from `x` [M, H, K] by a `product` of `x_heads` [H, M, K], `result_heads`."""
     return f"""
-            {result}_heads_first = Transpose <perm = [1, 0, 2]> ({x})
-            {result}_per_head = MatMul ({result}_heads_first, {weight})
-            {result} = Transpose <perm = [1, 0, 2]> ({result}_per_head)"""
+            {x}_heads = Transpose <perm = [1, 0, 2]> ({x}){product}
+            {result} = Transpose <perm = [1, 0, 2]> ({result}_heads)"""
+
+
+_FLOAT = UpProjections(
+    absorb=_head_by_head(
+        "q_tokens",
+        "q_absorbed",
+        """
+            q_absorbed_heads = MatMul (q_tokens_heads, w_uk)""",
+    ),
+    expand=_head_by_head(
+        "mixed_tokens",
+        "out_tokens",
+        """
+            out_tokens_heads = MatMul (mixed_tokens_heads, w_uv)""",
+    ),
+    decompress="""
+            kv_c_each = Unsqueeze (kv_c, heads_axis)
+            k_nope = com.microsoft.FusedMatMul <transB = 1> (kv_c_each, w_uk)
+            values = MatMul (kv_c_each, w_uv)""",
+)
+
+
+def _half(nope: int, value: int) -> UpProjections:
+    """With `kv_b_heads` [H, Dn+Dv, Dc] in 16 bits: a scan over the heads."""
+    absorb = f"""
+            uk_start = Constant <value_ints = [0]> ()
+            uk_end = Constant <value_ints = [{nope}]> ()
+            q_absorbed_heads = Scan <num_scan_inputs = 2, body = absorb_each (q_head, kv_b_head) => (absorbed_head) {{
+                uk_stored = Slice (kv_b_head, uk_start, uk_end, uk_start)
+                uk = Cast <to = 1> (uk_stored)
+                absorbed_head = MatMul (q_head, uk)
+            }}> (q_tokens_heads, kv_b_heads)"""
+    expand = f"""
+            uv_start = Constant <value_ints = [{nope}]> ()
+            uv_end = Constant <value_ints = [{nope + value}]> ()
+            uv_axis = Constant <value_ints = [0]> ()
+            out_tokens_heads = Scan <num_scan_inputs = 2, body = expand_each (mixed_head, kv_b_head) => (out_head) {{
+                uv_stored = Slice (kv_b_head, uv_start, uv_end, uv_axis)
+                uv = Cast <to = 1> (uv_stored)
+                out_head = com.microsoft.FusedMatMul <transB = 1> (mixed_head, uv)
+            }}> (mixed_tokens_heads, kv_b_heads)"""
+    decompress = f"""
+            up_widths = Constant <value_ints = [{nope}, {value}]> ()
+            k_nope, values = Scan <num_scan_inputs = 1, scan_output_axes = [1, 1], body = decompress_each (kv_b_head)
+                => (k_head, value_head) {{
+                kv_head_weight = Cast <to = 1> (kv_b_head)
+                kv_head = com.microsoft.FusedMatMul <transB = 1> (kv_c, kv_head_weight)
+                k_head, value_head = Split <axis = 2> (kv_head, up_widths)
+            }}> (kv_b_heads)"""
+    return UpProjections(
+        _head_by_head("q_tokens", "q_absorbed", absorb),
+        _head_by_head("mixed_tokens", "out_tokens", expand),
+        decompress,
+    )
 
 
 def _int_product(x: str, weight: str, result: str, width: int, groups: Sequence[range]) -> str:
@@ -143,7 +231,7 @@ def _dequantise(weight: str, sizes: tuple[int, int], groups: Sequence[range]) ->
             {weight} = {f"Concat <axis = 0> ({parts})" if len(groups) > 1 else f"Identity ({parts})"}"""
 
 
-def _body(dims: Dims, attributes: Attributes, product: Product, w_uk: str, w_uv: str) -> str:
+def _body(dims: Dims, attributes: Attributes, up: UpProjections) -> str:
     """ONNX text of both forms.
 
     Both share the weights and the cache sliced to the longest length T. Multiplications per head and slot, with S
@@ -180,23 +268,20 @@ def _body(dims: Dims, attributes: Attributes, product: Product, w_uk: str, w_uv:
     mask_of_heads = Unsqueeze (mask, two)
     out = If (decompress) <
         then_branch = decompressed () => (float[batch, queries, {heads * value}] out_decompressed) {{
-{w_uk}{w_uv}{_decompressed(heads, latent, rope, value, scale)}
+{_decompressed(heads, latent, rope, value, scale, up)}
         }},
         else_branch = absorbed () => (float[batch, queries, {heads * value}] out_absorbed) {{
-{_absorbed(dims, scale, product)}
+{_absorbed(dims, scale, up)}
         }}
     >"""
 
 
-def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str) -> str:
+def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str, up: UpProjections) -> str:
     return f"""
             latent_widths = Constant <value_ints = [{latent}, {rope}]> ()
             kv_c, k_pe = Split <axis = 2> (latent, latent_widths)
             heads_axis = Constant <value_ints = [1]> ()
-            kv_c_each = Unsqueeze (kv_c, heads_axis)
-            k_pe_each = Unsqueeze (k_pe, heads_axis)
-            k_nope = com.microsoft.FusedMatMul <transB = 1> (kv_c_each, w_uk)
-            values = MatMul (kv_c_each, w_uv)
+            k_pe_each = Unsqueeze (k_pe, heads_axis){up.decompress}
             q_nope_heads = Transpose <perm = [0, 2, 1, 3]> (q_nope)
             q_pe_heads = Transpose <perm = [0, 2, 1, 3]> (q_pe)
             nope_scores = com.microsoft.FusedMatMul <transB = 1, alpha = {scale}> (q_nope_heads, k_nope)
@@ -211,11 +296,11 @@ def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str) ->
             out_decompressed = Reshape (per_token_out, joined)"""
 
 
-def _absorbed(dims: Dims, scale: str, product: Product) -> str:
+def _absorbed(dims: Dims, scale: str, up: UpProjections) -> str:
     heads, nope, rope, latent = dims["H"], dims["Dn"], dims["Dr"], dims["Dc"]
     return f"""
             tokens_shape = Constant <value_ints = [-1, {heads}, {nope}]> ()
-            q_tokens = Reshape (q_nope, tokens_shape){product("q_tokens", "w_uk", "q_absorbed")}
+            q_tokens = Reshape (q_nope, tokens_shape){up.absorb}
             pe_shape = Constant <value_ints = [-1, {heads}, {rope}]> ()
             q_pe_tokens = Reshape (q_pe, pe_shape)
             query_tokens = Concat <axis = -1> (q_absorbed, q_pe_tokens)
@@ -231,5 +316,5 @@ def _absorbed(dims: Dims, scale: str, product: Product) -> str:
             latent_axis = Constant <value_ints = [2]> ()
             mixed = Slice (mixed_width, latent_start, latent_end, latent_axis)
             mixed_shape = Constant <value_ints = [-1, {heads}, {latent}]> ()
-            mixed_tokens = Reshape (mixed, mixed_shape){product("mixed_tokens", "w_uv", "out_tokens")}
+            mixed_tokens = Reshape (mixed, mixed_shape){up.expand}
             out_absorbed = Reshape (out_tokens, out_shape)"""

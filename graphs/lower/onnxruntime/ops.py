@@ -13,9 +13,11 @@ from math import prod
 
 import onnx_ir as ir
 
+from dsv3export.graphs.lower.onnxruntime import half
 from dsv3export.graphs.lower.onnxruntime.mla_attention import STEP, head_groups
 from dsv3export.graphs.lower.onnxruntime.mla_attention import fp8_function as mla_attention_fp8
 from dsv3export.graphs.lower.onnxruntime.mla_attention import function as mla_attention
+from dsv3export.graphs.lower.onnxruntime.mla_attention import half_function as mla_attention_half
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_function as mla_attention_int
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_inputs as mla_attention_int_inputs
 from dsv3export.plugins import OPS
@@ -75,29 +77,15 @@ class Row:
         return self.packed(dims) if callable(self.packed) else self.packed
 
 
+# The row of an op, and of one whose weights are bfloat16 or float16.
+RowOf = Callable[[str, bool], Row]
+
+
 def _linear(dims: Dims, attributes: Attributes) -> str:
     # transB keeps the checkpoint's [N, K] layout; prepacking turns it into MLAS's own at load.
     return """
 Linear (x, weight) => (y) {
     y = com.microsoft.FusedMatMul <transB = 1> (x, weight)
-}
-"""
-
-
-def _linear_half(dims: Dims, attributes: Attributes) -> str:
-    """Widen the weight in each step.
-
-    It is reshaped to 0 * (a size that only a run knows), and 0 stands for "as it is": else the cast would be folded
-    into a float32 copy, for which ONNX Runtime looks in the file even if the weight is bound.
-    """
-    return """
-LinearHalf (x, weight) => (y) {
-    rows = Shape <start = 0, end = 1> (x)
-    zeros = Constant <value_ints = [0, 0]> ()
-    as_it_is = Mul (rows, zeros)
-    same = Reshape (weight, as_it_is)
-    wide = Cast <to = 1> (same)
-    y = com.microsoft.FusedMatMul <transB = 1> (x, wide)
 }
 """
 
@@ -195,7 +183,6 @@ def _up_projections(dims: Dims) -> tuple[Packed, ...]:
 
 ROWS: Mapping[str, Row] = {
     "Linear": Row(_linear, ("x", "weight")),
-    "LinearHalf": Row(_linear_half, ("x", "weight")),
     "LinearInt": Row(
         _linear_int,
         ("x", "blocks", "scale", "zero_point"),
@@ -232,11 +219,19 @@ ROWS: Mapping[str, Row] = {
 }
 
 
-def row(op: str) -> Row:
-    """The row of an op, or its generic one."""
-    return ROWS.get(op) or generic_row(op)
+# Of ops whose weights a graph holds in bfloat16 or float16.
+HALF_ROWS: Mapping[str, Row] = {
+    "Linear": Row(half.linear, ("x", "weight")),
+    "MlaAttention": Row(mla_attention_half, ("q_nope", "q_pe", "cache", "kv_b", "start", STEP), arguments=(STEP,)),
+    "MoEExperts": Row(half.moe_experts, ("x", "ids", "weights", "gate", "up", "down")),
+}
 
 
-def generic_row(op: str) -> Row:
+def row(op: str, in_16_bits: bool = False) -> Row:
+    """The row of an op, by whether its weights are bfloat16 or float16, or its generic one."""
+    return (HALF_ROWS if in_16_bits else ROWS).get(op) or generic_row(op)
+
+
+def generic_row(op: str, in_16_bits: bool = False) -> Row:
     """An op as its function in standard ops, weights as they are."""
     return Row(OPS[op].function, tuple(port.name for port in OPS[op].inputs))

@@ -13,7 +13,7 @@ from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import Compute, Provider
 from dsv3export.errors import BackendError, RequestError
 from dsv3export.graphs.lower.onnxruntime import cuda
-from dsv3export.graphs.lower.onnxruntime.ops import Row, row
+from dsv3export.graphs.lower.onnxruntime.ops import RowOf, row
 from dsv3export.recipe import CACHE_FORMATS, CacheFormat, Component, Recipe, Scheme
 from dsv3export.recipe.recipe import LayerGroup
 from dsv3export.recipe.scheme import Format
@@ -34,7 +34,7 @@ class Lowering:
     """
 
     computes: tuple[Compute, ...]
-    rows: Callable[[Compute], Callable[[str], Row]]
+    rows: Callable[[Compute], RowOf]
     rounds_activations: bool
     expert_multiples: Mapping[Format, int]
     expert_groups: tuple[int, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
@@ -11,7 +11,7 @@ from dsv3export.graphs.lower.onnxruntime.cuda.experts import experts, experts_in
 from dsv3export.graphs.lower.onnxruntime.cuda.linear import linear, linear_fp8, linear_int
 from dsv3export.graphs.lower.onnxruntime.cuda.mla_attention import attention
 from dsv3export.graphs.lower.onnxruntime.mla_attention import STEP
-from dsv3export.graphs.lower.onnxruntime.ops import Packed, Row, generic_row
+from dsv3export.graphs.lower.onnxruntime.ops import Packed, Row, RowOf, generic_row
 
 _TYPES: Mapping[Compute, ir.DataType] = {
     "fp32": ir.DataType.FLOAT,
@@ -22,10 +22,10 @@ _W_UK = ("H", "Dn", "Dc")
 _W_UV = ("H", "Dc", "Dv")
 
 
-def rows(compute: Compute) -> Callable[[str], Row]:
+def rows(compute: Compute) -> RowOf:
     """How each op is run, with integer and fp8 weights multiplied in `compute`."""
     table = _table(_TYPES[compute])
-    return lambda op: table.get(op) or generic_row(op)
+    return lambda op, _: table.get(op) or generic_row(op)
 
 
 def _table(narrow: ir.DataType) -> Mapping[str, Row]:
@@ -36,7 +36,6 @@ def _table(narrow: ir.DataType) -> Mapping[str, Row]:
 
     return {
         "Linear": Row(linear, ("x", "weight")),
-        "LinearHalf": Row(linear, ("x", "weight")),
         "LinearInt": Row(
             linear_int,
             ("x", "blocks", "scale", "zero_point"),

@@ -1,1 +1,0 @@
-"""dsv3::LinearHalf."""
