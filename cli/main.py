@@ -25,6 +25,7 @@ COMMANDS = (
     CommandEntry("eval", "dsv3export.cli.eval", "Say how well an engine predicts a text."),
     CommandEntry("diff", "dsv3export.cli.diff", "Compare two models layer by layer, and name the first fault."),
     CommandEntry("inspect", "dsv3export.cli.inspect", "Say what a checkpoint, an engine or a config holds."),
+    CommandEntry("plan", "dsv3export.cli.plan", "Say what a model takes on a device, and how fast it could be."),
     CommandEntry("graph", "dsv3export.cli.graph", "Print the traced graph of a model, or write it as ONNX."),
     CommandEntry("doctor", "dsv3export.cli.doctor", "Say what works on this machine, and why not."),
     CommandEntry("completion", "dsv3export.cli.completion", "Print the completion script of a shell."),

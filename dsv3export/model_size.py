@@ -45,7 +45,7 @@ def count_parameters(config: ModelConfig, layers: Collection[int] | None = None)
         if layer is not None and layers is not None and layer not in layers:
             continue
         if layer not in config.mtp_layer_ids:
-            parts[_component(name)] += math.prod(shape)
+            parts[tensor_part(name)] += math.prod(shape)
         elif not name.endswith((".embed_tokens.weight", ".shared_head.head.weight")):
             mtp += math.prod(shape)
     total = sum(parts.values())
@@ -69,5 +69,6 @@ _COMPONENTS = {
 }
 
 
-def _component(name: str) -> str:
+def tensor_part(name: str) -> str:
+    """Which part of the model a checkpoint's tensor belongs to, e.g. ``routed_experts``."""
     return next(component for component, pattern in _COMPONENTS.items() if pattern.search(name))
