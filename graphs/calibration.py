@@ -1,14 +1,14 @@
 """What each weight is multiplied with while the float32 model reads the calibration text, one layer at a time.
 
-All sequences go through a layer before any goes through the next: in memory are one layer's weights, the sums over
-its inputs, and the hidden states of all sequences between two layers.
+All sequences go through a layer before any goes through the next: in memory are one layer's weights, of its routed
+experts one at a time, the sums over its inputs, and the hidden states of all sequences between two layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.checkpoint.model_weights import checkpoint_tensors, load_float32
+from dsv3export.checkpoint.model_weights import checkpoint_tensors, is_bank, load_float32
 from dsv3export.errors import CheckpointError, RequestError
+from dsv3export.graphs.calibration_memory import CallMemory, call_memory
 from dsv3export.graphs.interpreter import run_call, sequence_inputs
 from dsv3export.graphs.opset import KIND_DOMAIN
 from dsv3export.graphs.passes.quantise import component_of
 from dsv3export.graphs.quantise import ExpertInputs, MomentSum
 from dsv3export.graphs.quantise_weight import HessianOf
+from dsv3export.graphs.streamed_bank import Argument, StreamedBank, held
 from dsv3export.graphs.trace import graph_for
 from dsv3export.graphs.values import is_weight
 
@@ -51,17 +53,21 @@ class Calibration:
     @property
     def held_bytes(self) -> int:
         """Memory that lasts while a layer's weights are quantised: sums, and hidden states."""
-        return 0
+        return max(need.held for need in self._needs)
 
     @property
     def passing_bytes(self) -> int:
-        """Memory that running a layer takes at most."""
-        return 0
+        """Memory that running a layer takes at most, sums and hidden states included."""
+        return max(need.passing for need in self._needs)
 
     @property
     def bytes_per_matrix(self) -> int:
         """Memory that a Hessian is made in, besides its own: an expert's share of the tokens and what comes of them."""
-        return 0
+        return 8 * sum(map(len, self._sequences)) * self._checkpoint.config.hidden_size
+
+    @cached_property
+    def _needs(self) -> list[CallMemory]:
+        return call_memory(self._model, self._checkpoint, [len(ids) for ids in self._sequences])
 
     def hessian_of(self, weight: str) -> HessianOf:
         """The mean of x x^T for each matrix of a weight of the traced graph.
@@ -101,7 +107,7 @@ class Calibration:
         call, self._found = self._calls[self._next], {}
         inputs = [value for value in call.inputs if value is not None]
         names = [str(value.name) for value in inputs if is_weight(value)]
-        weights = {name: _tensor(load_float32(name, self._checkpoint)) for name in names}
+        weights = {name: self._weight(name) for name in names}
         caches = [value for value in inputs if str(value.name).startswith(_CACHE)]
         record = _Record(self._model.functions[(KIND_DOMAIN, call.op_type, "")], call)
         with torch.inference_mode():
@@ -112,7 +118,15 @@ class Calibration:
                 for done in [value for value in values if self._last_use.get(value, -1) <= self._next]:
                     del values[done]
         self._found = record.hessians(self._checkpoint)
+        for source in (source for name in names for source in checkpoint_tensors(name, self._checkpoint.config)):
+            self._checkpoint.forget(source)
         self._next += 1
+
+    def _weight(self, name: str) -> Argument:
+        """As float32; of a bank, which may be larger than memory, each expert when its turn comes."""
+        if not is_bank(name):
+            return _tensor(load_float32(name, self._checkpoint))
+        return StreamedBank(lambda expert: _tensor(load_float32(name, self._checkpoint, slice(expert, expert + 1))))
 
 
 class _Record:
@@ -128,7 +142,7 @@ class _Record:
         self._routed: list[Sequence[Tensor]] = []
         self._banks: list[str] = []
 
-    def watch(self, node: ir.Node, inputs: Sequence[Tensor]) -> None:
+    def watch(self, node: ir.Node, inputs: Sequence[Argument]) -> None:
         """A `Watcher` of the interpreter."""
         if component_of(node) is None:
             return
@@ -137,16 +151,16 @@ class _Record:
             x, weight = given
             self._linears[self._names[weight]] = x
             if self._first.setdefault(x, node) is node:
-                self._moments.setdefault(x, MomentSum(inputs[0].shape[-1])).add(inputs[0].numpy())
+                rows = held(inputs[0]).numpy()
+                self._moments.setdefault(x, MomentSum(rows.shape[-1])).add(rows)
         elif node.op_type == "MoEExperts":
             self._banks = [self._names[bank] for bank in given[3:]]
-            self._routed.append(inputs[:3])
+            self._routed.append([held(value) for value in inputs[:3]])
 
     def hessians(self, checkpoint: Checkpoint) -> dict[str, HessianOf]:
         """By weight; banks of experts have one for each expert."""
-        found: dict[str, HessianOf] = {
-            name: partial(_same_for_all, self._moments[x].hessian()) for name, x in self._linears.items()
-        }
+        means = {x: moments.hessian() for x, moments in self._moments.items()}
+        found: dict[str, HessianOf] = {name: partial(_same_for_all, means[x]) for name, x in self._linears.items()}
         if self._routed:
             x, ids, weights = (torch.cat(list(parts)).numpy() for parts in zip(*self._routed, strict=True))
             experts = ExpertInputs(x, ids, weights)

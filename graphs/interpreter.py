@@ -11,18 +11,19 @@ from torch import Tensor
 
 from dsv3export.errors import InternalError
 from dsv3export.graphs.opset import KIND_DOMAIN
+from dsv3export.graphs.streamed_bank import Argument, ExpertsKernel, StreamedBank, held, through_streamed_experts
 from dsv3export.graphs.torch_kernels import KERNELS
 from dsv3export.plugins import DOMAIN, OPS
 
 Observer = Callable[[str, Tensor], None]
 # Told of each dsv3 node before it runs, with its inputs.
-Watcher = Callable[[ir.Node, Sequence[Tensor]], None]
+Watcher = Callable[[ir.Node, Sequence[Argument]], None]
 
 
 class Weights(Protocol):
     """Weights by graph name, loaded when asked for."""
 
-    def __getitem__(self, name: str) -> Tensor: ...
+    def __getitem__(self, name: str) -> Argument: ...
 
 
 def run(
@@ -62,7 +63,9 @@ def run_call(
         watch: Called with each dsv3 node of the call's function and with that node's inputs.
     """
     function = model.functions[(KIND_DOMAIN, call.op_type, "")]
-    arguments = [values[v] if v in values else weights[str(v.name)] for v in call.inputs if v is not None]
+    arguments: list[Argument] = [
+        values[v] if v in values else weights[str(v.name)] for v in call.inputs if v is not None
+    ]
     path = call.metadata_props["dsv3.path"]
     results = _run_function(function, arguments, f"{path}." if path else "", observe, watch)
     values.update(zip(call.outputs, results, strict=True))
@@ -80,9 +83,9 @@ def sequence_inputs(token_ids: Sequence[int]) -> dict[str, Tensor]:
 
 
 def _run_function(
-    function: ir.Function, arguments: Sequence[Tensor], prefix: str, observe: Observer | None, watch: Watcher | None
+    function: ir.Function, arguments: Sequence[Argument], prefix: str, observe: Observer | None, watch: Watcher | None
 ) -> list[Tensor]:
-    values: dict[ir.Value, Tensor] = dict(zip(function.inputs, arguments, strict=True))
+    values: dict[ir.Value, Argument] = dict(zip(function.inputs, arguments, strict=True))
     for node in function:
         inputs = [values[value] for value in node.inputs if value is not None]
         if watch is not None and node.domain == DOMAIN:
@@ -92,17 +95,25 @@ def _run_function(
         if observe is not None and node.op_type != "Constant":
             for value, result in zip(node.outputs, results, strict=True):
                 observe(f"{prefix}{value.name}", result)
-    return [values[value] for value in function.outputs]
+    return [held(values[value]) for value in function.outputs]
 
 
-def _run_node(node: ir.Node, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _run_node(node: ir.Node, inputs: Sequence[Argument]) -> tuple[Tensor, ...]:
     attributes: dict[str, Any] = {attribute.name: attribute.value for attribute in node.attributes.values()}
     if node.domain == DOMAIN:
         op = OPS[node.op_type]
         absent = [None] * (len(op.inputs) - len(inputs))
-        result = op.kernel(*inputs, *absent, *(attributes[a.name] for a in op.attributes))
+        rest = [*absent, *(attributes[a.name] for a in op.attributes)]
+        if any(isinstance(value, StreamedBank) for value in inputs):
+            x, ids, weights = map(held, inputs[:3])
+            return (through_streamed_experts(_of_banks(op.kernel, rest), x, ids, weights, inputs[3:]),)
+        result = op.kernel(*inputs, *rest)
     elif node.op_type in KERNELS:
-        result = KERNELS[node.op_type](inputs, attributes)
+        result = KERNELS[node.op_type]([held(value) for value in inputs], attributes)
     else:
         raise InternalError(f"the executor has no kernel for {node.domain or 'onnx'}::{node.op_type}")
     return result if isinstance(result, tuple) else (result,)
+
+
+def _of_banks(kernel: Callable[..., Tensor], rest: Sequence[object]) -> ExpertsKernel:
+    return lambda x, ids, weights, banks: kernel(x, ids, weights, *banks, *rest)

@@ -11,7 +11,7 @@ from functools import partial
 from math import prod
 
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.checkpoint.model_weights import checkpoint_tensors
+from dsv3export.checkpoint.model_weights import checkpoint_tensors, weight_shape
 from dsv3export.checkpoint.validate import SCALE
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.work import Part, Stage, WorkUnit
@@ -65,7 +65,7 @@ def _units(
     calibration: Calibration | None,
 ) -> Iterator[WorkUnit]:
     chosen = [exprs[name] for name in group]
-    shapes = [_shape(leaf, packer.checkpoint) for leaf in leaf_names(chosen[0])]
+    shapes = [weight_shape(leaf, packer.checkpoint) for leaf in leaf_names(chosen[0])]
     gptq = any(map(calibrated, chosen))
     for rows in _cuts(chosen, shapes, gptq):
         parts = tuple(_part(planned[name], exprs[name], rows) for name in group)
@@ -89,15 +89,6 @@ def _forget(checkpoint: Checkpoint, leaf: str, rows: slice) -> None:
         for stored in (source, f"{source}{SCALE}"):
             if stored in checkpoint.tensors:
                 checkpoint.forget(stored)
-
-
-def _shape(leaf: str, checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Of a weight of the model; () for a table that the config determines."""
-    sources = checkpoint_tensors(leaf, checkpoint.config)
-    if not sources:
-        return ()
-    shape = checkpoint.tensors[sources[0]].shape
-    return shape if len(sources) == 1 else (len(sources), *shape)
 
 
 def _cuts(exprs: Sequence[WeightExpr], shapes: Sequence[tuple[int, ...]], gptq: bool) -> Iterator[slice]:

@@ -33,6 +33,15 @@ def is_bank(name: str) -> bool:
     return name.endswith(_BANKS)
 
 
+def weight_shape(name: str, checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The shape of a weight of the model, [E, N, K] of a bank; () of a table that the config determines."""
+    sources = checkpoint_tensors(name, checkpoint.config)
+    if not sources:
+        return ()
+    shape = checkpoint.tensors[sources[0]].shape
+    return (len(sources), *shape) if is_bank(name) else shape
+
+
 def load_float32(name: str, checkpoint: Checkpoint, rows: slice = slice(None)) -> NDArray[np.float32]:
     """A weight of the model as float32; FP8 tensors are multiplied by their block scales.
 

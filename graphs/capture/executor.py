@@ -16,9 +16,10 @@ from dsv3export.compare.stages import Array, Values
 from dsv3export.graphs.buildable import check_calibration
 from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.capture.calls import Call, Flow, empty_caches
-from dsv3export.graphs.executor import recipe_graph
+from dsv3export.graphs.executor import DEFAULT_MAX_WEIGHT_BYTES, recipe_graph
 from dsv3export.graphs.interpreter import run_call, sequence_inputs
 from dsv3export.graphs.passes.embedding import embedding_dtype
+from dsv3export.graphs.streamed_bank import Argument, held
 from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.graphs.values import is_weight
 from dsv3export.graphs.weight_cache import WeightCache
@@ -54,8 +55,7 @@ class ExecutorStages:
         check_calibration(chosen, calibration_ids is not None)
         calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)
         self._graph = recipe_graph(self.config, "trunk", chosen, embedding_dtype(checkpoint, chosen))
-        # No bytes kept: a stage's weights go with it.
-        self._weights = WeightCache(checkpoint, self._graph.weights, 0, calibration)
+        self._weights = WeightCache(checkpoint, self._graph.weights, DEFAULT_MAX_WEIGHT_BYTES, calibration)
         self._nodes = {str(node.name): node for node in self._graph.model.graph}
         self._calls = {name: _call(node) for name, node in self._nodes.items()}
         self._layout = CacheLayout.of(chosen.cache, self.config)
@@ -71,9 +71,9 @@ class ExecutorStages:
         """See `StagedModel.open`."""
         call, node = self._calls[stage], self._nodes[stage]
         weights = [value for value in node.inputs if value is not None and is_weight(value)]
-        held = {str(value.name): self._weights[str(value.name)] for value in weights}
+        opened = {str(value.name): self._weights[str(value.name)] for value in weights}
         caches = [empty_caches(self._layout, call, length) for length in self._lengths]
-        yield _OpenStage(self._graph.model, node, call, held, self._flow, caches)
+        yield _OpenStage(self._graph.model, node, call, opened, self._flow, caches)
         self._flow.forget(call)
 
 
@@ -85,7 +85,7 @@ class _OpenStage:
         model: ir.Model,
         node: ir.Node,
         call: Call,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Argument],
         flow: Flow[Tensor],
         caches: Sequence[Mapping[str, Array]],
     ) -> None:
@@ -95,7 +95,7 @@ class _OpenStage:
 
     @property
     def router_bias(self) -> NDArray[np.float32] | None:
-        found = [weight.numpy() for name, weight in self._weights.items() if name.endswith(_BIAS)]
+        found = [held(weight).numpy() for name, weight in self._weights.items() if name.endswith(_BIAS)]
         return found[0] if found else None
 
     def run(self, prompt: int, hidden: NDArray[np.float32] | None = None) -> Values:

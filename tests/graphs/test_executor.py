@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dsv3export.checkpoint import Checkpoint
+from dsv3export.checkpoint.model_weights import is_bank
 from dsv3export.errors import InternalError, RequestError
-from dsv3export.graphs import Executor
+from dsv3export.graphs import Executor, packer
 from dsv3export.graphs.interpreter import run
 from dsv3export.graphs.opset import KIND_DOMAIN
 from dsv3export.graphs.weight_cache import WeightCache
 from dsv3export.graphs.weight_expr import leaf
+from dsv3export.recipe import Recipe
 from tests.support.synthetic import random_checkpoint, tiny_config
 
 IDS = [0, 5, 96, 33, 2]
@@ -36,6 +40,32 @@ def test_a_model_larger_than_the_budget_streams(checkpoint: Checkpoint, executor
     streaming = Executor(checkpoint, max_weight_bytes=budget)
     assert (streaming.logits(IDS) == executor.logits(IDS)).all()
     assert (streaming.logits(IDS[:2]) == executor.logits(IDS[:2])).all()
+
+
+@pytest.mark.parametrize("precision", ["int4", "fp8"])
+def test_banks_of_several_parts_stream(precision: str, tmp_path: Path) -> None:
+    """Numbers, scales and zero points of an expert come together; the banks are larger than the budget."""
+    config = tiny_config(hidden_size=64, moe_intermediate_size=32)
+    checkpoint = Checkpoint.open(random_checkpoint(tmp_path / "checkpoint", config, seed=2))
+    component = {"format": "int4", "group_size": 32, "symmetric": False} if precision == "int4" else {"format": "fp8"}
+    recipe = Recipe.from_json({"precision": "fp32", "components": {"routed_experts": component}})
+    whole = Executor(checkpoint, recipe=recipe).logits(IDS)
+    assert (Executor(checkpoint, max_weight_bytes=0, recipe=recipe).logits(IDS) == whole).all()
+    assert (whole != Executor(checkpoint).logits(IDS)).any()
+
+
+def test_a_streamed_bank_is_never_held(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[slice] = []
+    load = packer.load_float32
+
+    def watched(name: str, source: Checkpoint, rows: slice) -> NDArray[np.float32]:
+        if is_bank(name):
+            read.append(rows)
+        return load(name, source, rows)
+
+    monkeypatch.setattr(packer, "load_float32", watched)
+    Executor(checkpoint, max_weight_bytes=0).logits(IDS)
+    assert read and all(rows.stop - rows.start == 1 for rows in read)
 
 
 def test_weight_cache_keeps_to_its_budget(checkpoint: Checkpoint) -> None:
