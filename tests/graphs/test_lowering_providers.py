@@ -54,7 +54,7 @@ def test_what_is_computed_in_which_type(
     lowering, compute = lowering_for("cuda", asked, chosen)
     assert compute == computed
     assert providers_with_kernels("cuda", chosen, compute) == providers
-    assert "MlaAttention" in lowering.rows(compute)("MlaAttention").function({**DIMS}, {"scale": 1.0})
+    assert "MlaAttention" in lowering.rows(compute)("MlaAttention", False).function({**DIMS}, {"scale": 1.0})
 
 
 DIMS = {"H": 2, "Dn": 4, "Dr": 2, "Dc": 8, "Dv": 4}
