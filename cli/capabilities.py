@@ -16,11 +16,11 @@ COMPILER_PACKAGES = ("torch", "onnx", "onnx_ir")
 
 # What each backend needs, for a precision that this version implements: to run and to build.
 RUN_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("onnxruntime", precision): ("onnxruntime", "tokenizers") for precision in ("fp32", "fp8", "int8", "int4")
+    ("onnxruntime", precision): ("onnxruntime", "tokenizers") for precision in PRECISIONS
 }
 # A build needs no backend, only the compiler.
 BUILD_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("onnxruntime", precision): COMPILER_PACKAGES for precision in ("fp32", "fp8", "int8", "int4")
+    ("onnxruntime", precision): COMPILER_PACKAGES for precision in PRECISIONS
 }
 
 
