@@ -9,6 +9,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+# A process for each core; the tests of a file stay together, as they share what is costly to make.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The first interpreter that is new enough: ONNX Runtime 1.31, the floor of [cpu], wants Python 3.11.
 ifndef PYTHON
@@ -57,7 +59,7 @@ demo: setup
 	$(BIN)/dsv3export run $(DEMO_ENGINE) --prompt "And it came to pass in" --max-new-tokens 64
 
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(PYTEST) $(PYTEST_FLAGS)
 
 lint: setup
 	$(BIN)/ruff check .
