@@ -15,7 +15,13 @@ from dsv3export.config import ModelConfig
 from dsv3export.errors import ConfigError
 from tests.support.synthetic import FP8_CONFIG, tiny_config
 
-ABSENT = object()
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
 YARN = tiny_config()["rope_scaling"]
 
 # key (dots lead into objects), value, what the message says besides the key
