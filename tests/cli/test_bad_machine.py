@@ -45,7 +45,15 @@ sys.exit(call(["build", sys.argv[1], "-o", sys.argv[2]]))
 def stopped_build(checkpoint: Path, target: Path, number: signal.Signals) -> Outcome:
     """A build in a process of its own, which gets a signal while it writes weights."""
     command = [sys.executable, "-c", STOPPED_BUILD, str(checkpoint), str(target), str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        # A shell's background job ignores it, and what it starts inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
