@@ -21,6 +21,10 @@ from numpy.typing import NDArray
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+    from benchmarks.peers import require_peers
+
+    require_peers("gguf", "llama_cpp")
+
 from benchmarks.gguf_layout import ARCHITECTURE, GgufTensor, metadata, tensors
 from dsv3export.checkpoint import Checkpoint
 

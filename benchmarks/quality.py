@@ -21,6 +21,10 @@ from tempfile import TemporaryDirectory
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+    from benchmarks.peers import require_peers
+
+    require_peers("gguf", "llama_cpp")
+
 from rich.table import Table
 
 from benchmarks.gguf_file import quantise_gguf, types_in, write_gguf

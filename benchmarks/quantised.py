@@ -15,6 +15,10 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+    from benchmarks.peers import require_peers
+
+    require_peers("gguf", "llama_cpp", "transformers")
+
 from benchmarks.agreement import close_models
 from benchmarks.command import finish, frame, settings, speed_options, workspace
 from benchmarks.comparison import Comparison

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from dsv3export.compare.distributions import kl_divergence, log_softmax
 from dsv3export.errors import EngineError, RequestError
 from dsv3export.progress import NoProgress, Progress
 from dsv3export.runtime.session import Logits
@@ -160,8 +161,7 @@ def compare(
     same_top = np.empty(len(targets), np.bool_)
     for place, (log_p, log_q) in _predictions([model, against], targets, chunk_tokens, progress):
         nll[place], against_nll[place] = _nll(log_p, targets[place]), _nll(log_q, targets[place])
-        # Never below 0 but for rounding.
-        kl[place] = np.maximum((np.exp(log_q) * (log_q - log_p)).sum(-1), 0.0)
+        kl[place] = kl_divergence(log_q, log_p)
         same_top[place] = log_p.argmax(-1) == log_q.argmax(-1)
     return Comparison(Evaluation(nll, chunk_tokens), Evaluation(against_nll, chunk_tokens), kl, same_top)
 
@@ -216,10 +216,7 @@ def _log_softmax(logits: Logits, place: int) -> Float64:
     if not np.isfinite(logits).all():
         token = place + int(np.argwhere(~np.isfinite(logits))[0, 0])
         raise EngineError(f"logits of token {token} of the text", expected="finite numbers", got="inf or NaN")
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return shifted
+    return log_softmax(logits)
 
 
 def _nll(log_p: Float64, targets: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Float64:

@@ -29,6 +29,7 @@ from dsv3export.graphs.buildable import check_buildable, check_calibration
 from dsv3export.graphs.calibration import Calibration, one_thread
 from dsv3export.graphs.calibration_text import calibration_record, calibration_sequences
 from dsv3export.graphs.lower.onnxruntime import lower, serialize
+from dsv3export.graphs.lower.onnxruntime.ops import RowOf
 from dsv3export.graphs.lower.onnxruntime.providers import (
     as_computed,
     check_experts,
@@ -141,13 +142,7 @@ def build_engine(
     if calibration is not None:
         sequences = calibration_sequences(Path(calibration), checkpoint)
         fitted, text = Calibration(checkpoint, sequences), calibration_record(Path(calibration), sequences)
-    traced = graph_for(checkpoint.config, layers=parts)
-    verify(traced)
-    quantised = quantise(GraphWithWeights.traced(traced), chosen, checkpoint.config)
-    quantised = store_embedding(quantised, embedding_dtype(checkpoint, chosen))
-    quantised = narrow_cache(quantised, chosen.cache, checkpoint.config)
-    verify(quantised.model)
-    lowered = lower(quantised, lowering.rows(computed), _router_dtype(checkpoint, chosen))
+    lowered = _compiled(checkpoint, chosen, lowering.rows(computed), parts)
     providers = providers_with_kernels(provider, chosen, computed)
     opset = lowered.model.graph.opset_imports[""]
     record = BackendRecord(backend, _onnxruntime_version(), opset, providers, computed)
@@ -171,6 +166,19 @@ def build_engine(
         memory.expected,
         _requantised(checkpoint, chosen),
     )
+
+
+def _compiled(
+    checkpoint: Checkpoint, recipe: Recipe, row_of: RowOf, layers: tuple[int, ...] | None
+) -> GraphWithWeights:
+    """Trace, quantise and lower; what each stage hands on is checked."""
+    traced = graph_for(checkpoint.config, layers=layers)
+    verify(traced)
+    quantised = quantise(GraphWithWeights.traced(traced), recipe, checkpoint.config)
+    quantised = store_embedding(quantised, embedding_dtype(checkpoint, recipe))
+    quantised = narrow_cache(quantised, recipe.cache, checkpoint.config)
+    verify(quantised.model)
+    return lower(quantised, row_of, _router_dtype(checkpoint, recipe))
 
 
 def _announcement(plan: Sequence[PlannedWeight], memory: MemoryPlan) -> str:

@@ -47,8 +47,8 @@ class Distributions:
         p, q = log_softmax(expected), log_softmax(got)
         with np.errstate(invalid="ignore"):  # logits that are no numbers
             middle = np.logaddexp(p, q) - np.log(2)
-        self._kl.append(_kl(p, q))
-        self._js.append((_kl(p, middle) + _kl(q, middle)) / 2)
+        self._kl.append(kl_divergence(p, q))
+        self._js.append((kl_divergence(p, middle) + kl_divergence(q, middle)) / 2)
         best = p.argmax(axis=1)
         self._ranks.append((q > q[np.arange(len(q)), best, None]).sum(axis=1))
         tops = [np.argpartition(-each, min(_TOP, each.shape[1]) - 1, axis=1)[:, :_TOP] for each in (p, q)]
@@ -70,7 +70,7 @@ def log_softmax(logits: Array) -> Array:
     return shifted
 
 
-def _kl(p: Array, q: Array) -> Array:
-    """KL(p || q) of log-probabilities; never below 0 but for rounding."""
+def kl_divergence(p: Array, q: Array) -> Array:
+    """KL(p || q) of each row of log-probabilities, in nats; rounding is kept from making it negative."""
     found: Array = np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0)
     return found

@@ -231,22 +231,18 @@ def _dequantise(weight: str, sizes: tuple[int, int], groups: Sequence[range]) ->
             {weight} = {f"Concat <axis = 0> ({parts})" if len(groups) > 1 else f"Identity ({parts})"}"""
 
 
-def _body(dims: Dims, attributes: Attributes, up: UpProjections) -> str:
-    """ONNX text of both forms.
+def choice_text(dims: Dims) -> str:
+    """ONNX text: `decompress`, whether decompressing pays.
 
-    Both share the weights and the cache sliced to the longest length T. Multiplications per head and slot, with S
-    queries over T cached tokens:
+    Multiplications per head and slot, with S queries over T cached tokens:
 
         absorbed      S*T*(2*Dc + Dr) + S*Dc*(Dn + Dv)
         decompressed  S*T*(Dn + Dr + Dv) + T*Dc*(Dn + Dv)
 
-    so decompressing pays iff S*T*(2*Dc - Dn - Dv) + (S - T)*Dc*(Dn + Dv) > 0.
+    so it does iff S*T*(2*Dc - Dn - Dv) + (S - T)*Dc*(Dn + Dv) > 0.
     """
-    heads, nope, rope, latent = dims["H"], dims["Dn"], dims["Dr"], dims["Dc"]
-    value = dims["Dv"]
-    scale = repr(attributes["scale"])
-    return f"""{visible_text(STEP)}
-
+    nope, latent, value = dims["Dn"], dims["Dc"], dims["Dv"]
+    return f"""
     per_pair = Constant <value_int = {2 * latent - nope - value}> ()
     per_token = Constant <value_int = {latent * (nope + value)}> ()
     pairs = Mul (queries_scalar, longest_scalar)
@@ -254,7 +250,20 @@ def _body(dims: Dims, attributes: Attributes, up: UpProjections) -> str:
     cached = Sub (queries_scalar, longest_scalar)
     saved_tokens = Mul (cached, per_token)
     saved = Add (saved_pairs, saved_tokens)
-    decompress = Greater (saved, zero_scalar)
+    decompress = Greater (saved, zero_scalar)"""
+
+
+def _body(dims: Dims, attributes: Attributes, up: UpProjections) -> str:
+    """ONNX text of both forms.
+
+    Both share the weights and the cache sliced to the longest length T.
+    """
+    heads, rope, latent = dims["H"], dims["Dr"], dims["Dc"]
+    value = dims["Dv"]
+    scale = repr(attributes["scale"])
+    return f"""{visible_text(STEP)}
+
+{choice_text(dims)}
 
     batch = Shape <start = 0, end = 1> ({STEP})
     any_rows = Constant <value_ints = [-1]> ()

@@ -20,6 +20,7 @@ from dsv3export.graphs.lower.onnxruntime.mla_attention import function as mla_at
 from dsv3export.graphs.lower.onnxruntime.mla_attention import half_function as mla_attention_half
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_function as mla_attention_int
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_inputs as mla_attention_int_inputs
+from dsv3export.graphs.lower.onnxruntime.routing import router_text
 from dsv3export.plugins import OPS
 from dsv3export.plugins.registry import Attributes, Dims, FunctionText
 
@@ -91,10 +92,10 @@ Linear (x, weight) => (y) {
 
 
 def _moe_experts(dims: Dims, attributes: Attributes) -> str:
-    """com.microsoft.MoE, whose router is made to choose as MoERoute did; see `_router_text`."""
+    """com.microsoft.MoE, whose router is made to choose as MoERoute did; see `router_text`."""
     return f"""
 MoEExperts (x, ids, weights, gate_up, down) => (y) {{
-{_router_text(dims)}
+{router_text(dims, "weights")}
     mixed = com.microsoft.MoE <k = {dims["k"]}, {_SWIGLU}, normalize_routing_weights = 1> (x, router, gate_up, , down)
     y = Mul (mixed, total)
 }}
@@ -102,26 +103,6 @@ MoEExperts (x, ids, weights, gate_up, down) => (y) {{
 
 
 _SWIGLU = 'activation_type = "swiglu", swiglu_fusion = 1, activation_alpha = 1.0, activation_beta = 0.0'
-
-
-def _router_text(dims: Dims) -> str:
-    """ONNX text: `router`, what com.microsoft.MoE must see to choose `ids` with `weights`, and `total`.
-
-    It routes by itself: softmax over its router input, the k best, renormalised. Given log(weight) for the chosen
-    experts and a very low value elsewhere, that softmax is weight / sum(weights): exactly the choice and the
-    proportions of MoERoute; the sum is multiplied back afterwards.
-    """
-    return f"""
-    last = Constant <value_ints = [-1]> ()
-    tiny = Constant <value_float = 1e-30> ()
-    positive = Max (weights, tiny)
-    logs = Log (positive)
-    tokens = Shape <start = 0, end = 1> (ids)
-    experts = Constant <value_ints = [{dims["E"]}]> ()
-    shape = Concat <axis = 0> (tokens, experts)
-    unchosen = ConstantOfShape <value = float[1] {{-1000.0}}> (shape)
-    router = ScatterElements <axis = 1> (unchosen, ids, logs)
-    total = ReduceSum <keepdims = 1> (weights, last)"""
 
 
 def _linear_int(dims: Dims, attributes: Attributes) -> str:

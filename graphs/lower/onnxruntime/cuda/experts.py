@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dsv3export.graphs.lower.onnxruntime.routing import router_text
 from dsv3export.plugins.registry import Attributes, Dims
 
 
@@ -11,8 +12,8 @@ def experts(dims: Dims, attributes: Attributes) -> str:
 MoEExperts (x, ids, weights, gate_up, down) => (y) {{
     narrow = CastLike (x, gate_up)
 {_router_text(dims)}
-    router = CastLike (logits, gate_up)
-    mixed = com.microsoft.MoE <{_routing(dims)}, {_SWIGLU}> (narrow, router, gate_up, , down)
+    narrow_router = CastLike (router, gate_up)
+    mixed = com.microsoft.MoE <{_routing(dims)}, {_SWIGLU}> (narrow, narrow_router, gate_up, , down)
 {_OUT}
 }}
 """
@@ -29,10 +30,10 @@ def experts_int(dims: Dims, attributes: Attributes) -> str:
 MoEExpertsInt (x, ids, weights, gate_up, gate_up_scale, down, down_scale{zeros}) => (y) {{
     narrow = CastLike (x, gate_up_scale)
 {_router_text(dims)}
-    router = CastLike (logits, gate_up_scale)
+    narrow_router = CastLike (router, gate_up_scale)
     mixed = com.microsoft.QMoE <{_routing(dims)}, {_SWIGLU}, expert_weight_bits = {attributes["bits"]},
         block_size = {attributes["group"]}, weights_prepacked = 0>
-        (narrow, router, gate_up, gate_up_scale, , down, down_scale{behind})
+        (narrow, narrow_router, gate_up, gate_up_scale, , down, down_scale{behind})
 {_OUT}
 }}
 """
@@ -48,21 +49,12 @@ def _routing(dims: Dims) -> str:
 
 
 def _router_text(dims: Dims) -> str:
-    """ONNX text: float32 `logits`, whose softmax over the k best is what MoERoute chose, and `total`, their sum.
+    """As `router_text`, of weights over the largest weight: what a narrow type rounds is small then.
 
-    They are log(weight / largest weight) of the chosen experts, so that what a narrow type rounds is small, and a very
-    low number elsewhere. QMoE has an input for the weights themselves, but the CUDA kernel does not read it.
+    QMoE has an input for the weights themselves, but the CUDA kernel does not read it.
     """
     return f"""
-    last = Constant <value_ints = [-1]> ()
-    largest = ReduceMax <keepdims = 1> (weights, last)
+    choices = Constant <value_ints = [-1]> ()
+    largest = ReduceMax <keepdims = 1> (weights, choices)
     shares = Div (weights, largest)
-    tiny = Constant <value_float = 1e-30> ()
-    positive = Max (shares, tiny)
-    logs = Log (positive)
-    tokens = Shape <start = 0, end = 1> (ids)
-    experts = Constant <value_ints = [{dims["E"]}]> ()
-    shape = Concat <axis = 0> (tokens, experts)
-    unchosen = ConstantOfShape <value = float[1] {{-1000.0}}> (shape)
-    logits = ScatterElements <axis = 1> (unchosen, ids, logs)
-    total = ReduceSum <keepdims = 1> (weights, last)"""
+{router_text(dims, "shares")}"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsv3export.graphs.lower.onnxruntime.mla_attention import STEP
+from dsv3export.graphs.lower.onnxruntime.mla_attention import STEP, choice_text
 from dsv3export.plugins.mla_attention.function import visible_text
 from dsv3export.plugins.registry import Attributes, Dims, FunctionText
 
@@ -26,18 +26,10 @@ def attention(name: str) -> FunctionText:
 
 def _body(dims: Dims, scale: str) -> str:
     """ONNX text; the choice is made as in the CPU's `mla_attention`, and what all layers share once a step as there."""
-    nope, latent, value = dims["Dn"], dims["Dc"], dims["Dv"]
-    result = f"float[batch, queries, {dims['H'] * value}]"
+    result = f"float[batch, queries, {dims['H'] * dims['Dv']}]"
     return f"""{visible_text(STEP)}
 
-    per_pair = Constant <value_int = {2 * latent - nope - value}> ()
-    per_token = Constant <value_int = {latent * (nope + value)}> ()
-    pairs = Mul (queries_scalar, longest_scalar)
-    saved_pairs = Mul (pairs, per_pair)
-    cached = Sub (queries_scalar, longest_scalar)
-    saved_tokens = Mul (cached, per_token)
-    saved = Add (saved_pairs, saved_tokens)
-    decompress = Greater (saved, zero_scalar)
+{choice_text(dims)}
     batch = Shape <start = 0, end = 1> ({STEP})
     out = If (decompress) <
         then_branch = decompressed () => ({result} out_decompressed) {{
