@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
-		--no-build-isolation -e ".[cpu,build,test,dev]"
+		--no-build-isolation -e ".[cpu,build,rtx,kernels,plot,serve,test,dev]"
 	@touch $@
 
 bench-setup: setup

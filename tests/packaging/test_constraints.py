@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
     not list(Path(sys.prefix, "bin").glob(".installed-*")), reason="this environment was not made by `make setup`"
 )
 
-EXTRAS = ("cpu", "build", "test", "dev")
+EXTRAS = ("cpu", "build", "rtx", "kernels", "plot", "serve", "test", "dev")
 # The build of torch that is made for GPUs fixes the versions of these itself; the CPU build needs none of them.
 BROUGHT_BY_CUDA_TORCH = ("nvidia-", "cuda-", "triton")
 
@@ -33,7 +33,7 @@ def pins(root: Path) -> dict[str, Version]:
 
 
 def needed() -> set[str]:
-    """The canonical names of all packages that ``dsv3export[cpu,build,test,dev]`` brings in here, by their metadata."""
+    """The canonical names of all packages that `make setup` brings in here, by their metadata."""
     todo = [("dsv3export", extra) for extra in ("", *EXTRAS)]
     seen = set(todo)
     while todo:
