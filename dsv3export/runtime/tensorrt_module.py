@@ -1,0 +1,57 @@
+"""TensorRT's Python modules, or one line that says how to get them. The only place that imports them.
+
+Nothing is imported before it is asked for: full TensorRT has gigabytes of libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal, get_args
+
+from dsv3export.errors import BackendError
+
+FlavourName = Literal["tensorrt-rtx", "tensorrt"]
+FLAVOURS: tuple[FlavourName, ...] = get_args(FlavourName)
+
+
+@dataclass(frozen=True)
+class TensorRTPackage:
+    """How a flavour is found.
+
+    Attributes:
+        modules: Its modules, the first that is there is taken: NVIDIA's package, or the bindings that it wraps.
+        extra: Of this distribution, brings it.
+    """
+
+    modules: tuple[str, ...]
+    extra: str
+
+
+PACKAGES: dict[FlavourName, TensorRTPackage] = {
+    "tensorrt-rtx": TensorRTPackage(("tensorrt_rtx", "tensorrt_rtx_bindings"), "rtx"),
+    "tensorrt": TensorRTPackage(("tensorrt", "tensorrt_bindings"), "tensorrt"),
+}
+
+
+def load_tensorrt(flavour: FlavourName) -> ModuleType:
+    """The flavour's Python module.
+
+    Raises BackendError where it is not installed, or is and does not load, e.g. for want of a shared library.
+    """
+    package, problems = PACKAGES[flavour], []
+    for name in package.modules:
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            if error.name != name:
+                problems.append(f"{name} does not load: {error}")
+        except OSError as error:  # a shared library, loaded by hand
+            problems.append(f"{name} does not load: {error}")
+    raise BackendError(
+        f"backend {flavour}",
+        expected=f"the Python package {package.modules[0]}",
+        got=problems[-1] if problems else "none",
+        fix=f"Install it: pip install 'dsv3export[{package.extra}]'.",
+    )
