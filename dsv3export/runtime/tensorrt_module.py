@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -40,18 +41,16 @@ def load_tensorrt(flavour: FlavourName) -> ModuleType:
 
     Raises BackendError where it is not installed, or is and does not load, e.g. for want of a shared library.
     """
-    package, problems = PACKAGES[flavour], []
-    for name in package.modules:
+    package, problem = PACKAGES[flavour], "none"
+    installed = next((name for name in package.modules if find_spec(name) is not None), None)
+    if installed is not None:
         try:
-            return importlib.import_module(name)
-        except ImportError as error:
-            if error.name != name:
-                problems.append(f"{name} does not load: {error}")
-        except OSError as error:  # a shared library, loaded by hand
-            problems.append(f"{name} does not load: {error}")
+            return importlib.import_module(installed)
+        except (ImportError, OSError) as error:  # OSError: a shared library, loaded by hand
+            problem = f"{installed}, which does not load: {error}"
     raise BackendError(
         f"backend {flavour}",
         expected=f"the Python package {package.modules[0]}",
-        got=problems[-1] if problems else "none",
+        got=problem,
         fix=f"Install it: pip install 'dsv3export[{package.extra}]'.",
     )

@@ -40,5 +40,5 @@ def test_a_library_that_does_not_load(error: str, tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "trt_without_library", raising=False)
     monkeypatch.setitem(PACKAGES, "tensorrt", TensorRTPackage(("trt_without_library",), "tensorrt"))
-    with pytest.raises(BackendError, match=r"got trt_without_library does not load: libnvinfer\.so\.11: no"):
+    with pytest.raises(BackendError, match=r"got trt_without_library, which does not load: libnvinfer\.so\.11: no"):
         load_tensorrt("tensorrt")
