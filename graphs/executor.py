@@ -52,6 +52,7 @@ class Executor:
         self.vocab_size = self.config.vocab_size
         chosen = recipe or Recipe.for_precision("fp32")
         self.cache_layout = CacheLayout.of(chosen.cache, self.config)
+        self.cache_on_host = True
         self._mtp_cache_layout = CacheLayout.of(chosen.cache, self.config, layers=1)
         check_calibration(chosen, calibration_ids is not None)
         calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)

@@ -9,34 +9,32 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, overload
 
-import numpy as np
-
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
 from dsv3export.engine.typed_json import read_json
-from dsv3export.errors import BackendError, InternalError, RequestError, TokenizerError
-from dsv3export.runtime.detokenize import Detokenizer
+from dsv3export.errors import BackendError, RequestError
+from dsv3export.runtime.batching.prefix_cache import prefix_cache_for
+from dsv3export.runtime.batching.run import run_requests
 from dsv3export.runtime.generation import (
     PREFILL_CHUNK,
     GenerationResult,
     Piece,
     Request,
+    joined,
     prompt_logits,
-    run_requests,
 )
 from dsv3export.runtime.providers import Choice, check_choice, open_provider
-from dsv3export.runtime.requests import Limits, stop_strings
-from dsv3export.runtime.sampling import Sampler, SamplingParams
+from dsv3export.runtime.request_maker import Prompt, RequestMaker, TokenIds
+from dsv3export.runtime.requests import Limits
 from dsv3export.runtime.session import Logits, Session
-from dsv3export.runtime.stopping import StopStrings
-from dsv3export.runtime.text_stream import TextStream
 from dsv3export.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from dsv3export.config import ModelConfig
+    from typing_extensions import Unpack
 
-TokenIds = Sequence[int] | np.ndarray[tuple[int, ...], np.dtype[np.integer]]
-Prompt = str | TokenIds
+    from dsv3export.config import ModelConfig
+    from dsv3export.runtime.request_maker import GenerationOptions
+
 Batch = list[str] | Sequence[TokenIds]
 
 _MAX_SETTINGS_BYTES = 1 << 20
@@ -51,6 +49,11 @@ class Engine:
         max_batch: How many prompts are generated for at the same time; more wait for a free slot.
         capacity: Upper limit on prompt + new tokens; None takes the model's max_position_embeddings.
         prefill_chunk: How many tokens of a prompt are computed at once; bounds the memory of long prompts.
+        prefix_cache: Bytes for the latents of finished sequences: a prompt that begins as one of them computes only
+            what is new. 0 keeps none.
+
+    Attributes:
+        session: The backend, for callers that run steps of their own.
     """
 
     def __init__(
@@ -60,10 +63,12 @@ class Engine:
         max_batch: int = 16,
         capacity: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        prefix_cache: int = 0,
     ) -> None:
         _require_positive(max_batch=max_batch, capacity=capacity, prefill_chunk=prefill_chunk)
-        self._files, self._session = files, session
+        self._files, self.session = files, session
         self._max_batch, self._prefill_chunk = max_batch, prefill_chunk
+        self._prefixes = prefix_cache_for(session, prefix_cache)
         context = files.config.max_position_embeddings
         if capacity is not None and capacity < context:
             self._limits = Limits(session.vocab_size, capacity, "the capacity asked for")
@@ -81,6 +86,7 @@ class Engine:
         max_batch: int = 16,
         capacity: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        prefix_cache: int = 0,
     ) -> Engine:
         """Opens and checks an engine directory and loads it into its backend.
 
@@ -90,6 +96,7 @@ class Engine:
             provider: ONNX Runtime's execution provider: one that the engine was built for, or "auto" for the first of
                 them that this machine has. Where that is not the preferred one, a `UserWarning` says so.
             verify: "full" hashes every weights file, "auto" only those whose modification time has changed.
+            max_batch, capacity, prefill_chunk, prefix_cache: See `Engine`.
 
         Raises:
             EngineError: The engine is missing, damaged, altered or of another format version.
@@ -100,11 +107,16 @@ class Engine:
         check_choice(provider)
         files = EngineFiles.open(Path(path), verify)
         session = _open_session(files, threads, provider)
-        return cls(files, session, max_batch, capacity, prefill_chunk)
+        return cls(files, session, max_batch, capacity, prefill_chunk, prefix_cache)
 
     @property
     def config(self) -> ModelConfig:
         return self._files.config
+
+    @cached_property
+    def requests(self) -> RequestMaker:
+        """Makes checked requests for this engine. Raises TokenizerError for a damaged tokenizer."""
+        return RequestMaker(self._limits, self.tokenizer, self.eos_ids, f"engine {self._files.path}")
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -129,90 +141,53 @@ class Engine:
         """Logits after every token of a sequence, float32[len(token_ids), vocab]. Raises RequestError."""
         ids = self._limits.check_ids(token_ids)
         self._limits.check_length(len(ids), 0)
-        return prompt_logits(self._session, ids, self._prefill_chunk)
+        return prompt_logits(self.session, ids, self._prefill_chunk)
 
     @overload
     def generate(
-        self, prompt: str | TokenIds, max_new_tokens: int | None = None, *,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None,
-        stop: str | Sequence[str] | None = None, ignore_eos: bool = False,
-    ) -> GenerationResult: ...  # fmt: skip
+        self, prompt: str | TokenIds, max_new_tokens: int | None = None, **how: Unpack[GenerationOptions]
+    ) -> GenerationResult: ...
 
     @overload
     def generate(
-        self, prompt: Batch, max_new_tokens: int | None = None, *,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None,
-        stop: str | Sequence[str] | None = None, ignore_eos: bool = False,
-    ) -> list[GenerationResult]: ...  # fmt: skip
+        self, prompt: Batch, max_new_tokens: int | None = None, **how: Unpack[GenerationOptions]
+    ) -> list[GenerationResult]: ...
 
     def generate(
-        self, prompt: str | TokenIds | Batch, max_new_tokens: int | None = None, *,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None,
-        stop: str | Sequence[str] | None = None, ignore_eos: bool = False,
-    ) -> GenerationResult | list[GenerationResult]:  # fmt: skip
+        self, prompt: Prompt | Batch, max_new_tokens: int | None = None, **how: Unpack[GenerationOptions]
+    ) -> GenerationResult | list[GenerationResult]:
         """Continues a prompt, or each prompt of a list (of any lengths) as if it were alone.
 
         Args:
             prompt: Text, token ids, or a list of either.
             max_new_tokens: Tokens to generate at most; None takes 128, or fewer where the context ends before.
-            temperature, top_k, top_p, min_p, seed: See `SamplingParams`; the default is greedy. With a seed the
-                result depends on the seed, the prompt and its place in the list only.
-            stop: Strings that end the text; they are not part of it.
-            ignore_eos: Go on after an end-of-sequence token.
+            how: See `GenerationOptions`. With a seed the result depends on the seed, the prompt and its place in the
+                list only.
 
         Raises:
             RequestError: Something asked for is out of range.
             TokenizerError: The prompt is text and the engine has no tokenizer.
         """
-        params = SamplingParams(temperature, top_k, top_p, min_p, seed)
         batch, prompts = _prompts(prompt)
-        requests = [
-            self._request(one, index, max_new_tokens, params, stop, ignore_eos) for index, one in enumerate(prompts)
-        ]
+        requests = [self.requests.make(one, index, max_new_tokens, **how) for index, one in enumerate(prompts)]
         pieces: list[list[Piece]] = [[] for _ in requests]
-        for index, piece in run_requests(self._session, requests, self._max_batch, self._prefill_chunk):
+        for index, piece in self._run(requests):
             pieces[index].append(piece)
-        results = [_joined(request, parts) for request, parts in zip(requests, pieces, strict=True)]
+        results = [joined(request, parts) for request, parts in zip(requests, pieces, strict=True)]
         return results if batch else results[0]
 
     def stream(
-        self, prompt: str | TokenIds, max_new_tokens: int | None = None, *,
-        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None,
-        stop: str | Sequence[str] | None = None, ignore_eos: bool = False,
-    ) -> Iterator[Piece]:  # fmt: skip
+        self, prompt: Prompt, max_new_tokens: int | None = None, **how: Unpack[GenerationOptions]
+    ) -> Iterator[Piece]:
         """As `generate` for one prompt, but hands out each token and its text as it comes.
 
         The request is checked at once, not at the first piece. The last piece has a `finish_reason`.
         """
-        params = SamplingParams(temperature, top_k, top_p, min_p, seed)
-        request = self._request(prompt, 0, max_new_tokens, params, stop, ignore_eos)
-        steps = run_requests(self._session, [request], 1, self._prefill_chunk)
-        return (piece for _, piece in steps)
+        request = self.requests.make(prompt, 0, max_new_tokens, **how)
+        return (piece for _, piece in self._run([request]))
 
-    def _request(
-        self, prompt: Prompt, index: int, max_new_tokens: int | None, params: SamplingParams,
-        stop: str | Sequence[str] | None, ignore_eos: bool,
-    ) -> Request:  # fmt: skip
-        tokenizer = self.tokenizer
-        ids = self._limits.check_ids(self._encode(prompt))
-        text = TextStream(Detokenizer(tokenizer) if tokenizer else None, StopStrings(stop_strings(stop, tokenizer)))
-        return Request(
-            prompt=ids,
-            max_new_tokens=self._limits.new_tokens(len(ids), max_new_tokens),
-            sampler=Sampler(params, index),
-            text=text,
-            eos_ids=frozenset() if ignore_eos else self.eos_ids,
-        )
-
-    def _encode(self, prompt: Prompt) -> TokenIds:
-        if not isinstance(prompt, str):
-            return prompt
-        if self.tokenizer is None:
-            raise TokenizerError(
-                f"engine {self._files.path}", expected="a tokenizer, as the prompt is text", got="none",
-                fix="Give token ids, or put tokenizer.json into the checkpoint and rebuild the engine.",
-            )  # fmt: skip
-        return self.tokenizer.encode(prompt)
+    def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:
+        return run_requests(self.session, requests, self._max_batch, self._prefill_chunk, self._prefixes)
 
 
 def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:
@@ -223,14 +198,6 @@ def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:
         if not hasattr(one, "__len__"):
             raise RequestError(f"prompt {index}", expected="text or token ids", got=repr(one))
     return True, cast("list[Prompt]", list(prompt))
-
-
-def _joined(request: Request, pieces: list[Piece]) -> GenerationResult:
-    reason = pieces[-1].finish_reason
-    if reason is None:
-        raise InternalError("a request ended without a reason")
-    token_ids = [token for piece in pieces for token in piece.token_ids]
-    return GenerationResult(token_ids, "".join(piece.text for piece in pieces), reason, request.prompt)
 
 
 def _open_session(files: EngineFiles, threads: int | None, provider: Choice) -> Session:

@@ -110,6 +110,14 @@ class LatentCache:
             if self.layout.side_width:
                 yield f"{name}.side", self.side(layer, slots)
 
+    def copy_rows(self, slot: int, start: int, source: LatentCache, source_slot: int, rows: range) -> None:
+        """Copies `rows` of another cache's slot into this one's, from row `start` on; the layouts must be equal."""
+        if source.layout != self.layout or rows.step != 1 or start + len(rows) > self.capacity:
+            raise InternalError(f"{rows} of a cache of {source.layout} do not fit row {start} of one of {self.layout}")
+        place, taken = slice(start, start + len(rows)), slice(rows.start, rows.stop)
+        for mine, other in zip((*self._arrays, *self._sides), (*source._arrays, *source._sides), strict=True):
+            mine[slot, place] = other[source_slot, taken]
+
     def _checked(self, slots: range) -> slice:
         if slots.step != 1 or not 0 <= slots.start < slots.stop <= self.slots:
             raise InternalError(f"{slots} is no contiguous range of the cache's {self.slots} slots")

@@ -59,6 +59,7 @@ class OnnxRuntimeSession:
 
     def __init__(self, files: EngineFiles, threads: int | None = None, device: Device | None = None) -> None:
         self._device = device or Device("cpu")
+        self.cache_on_host = self._device.on_host
         self._session, self._weights = _open_graph(files, files.graph("trunk"), threads, self._device)
         self._path = files.path
         self._read_signature()

@@ -13,10 +13,17 @@ Logits = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class Session(Protocol):
-    """A loaded engine. `cache_layout` is that of the latent cache that `step` wants."""
+    """A loaded engine.
+
+    `cache_layout` is that of the latent cache that `step` wants. `cache_on_host` says whether steps read and write the
+    arrays of a `LatentCache` themselves, so that rows may be copied between them; on a device they have buffers there.
+    """
 
     @property
     def cache_layout(self) -> CacheLayout: ...
+
+    @property
+    def cache_on_host(self) -> bool: ...
 
     @property
     def vocab_size(self) -> int: ...

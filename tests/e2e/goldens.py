@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dsv3export.runtime.generation import Request, run_requests
+from dsv3export.runtime.batching.run import run_requests
+from dsv3export.runtime.generation import Request
 from dsv3export.runtime.sampling import Sampler, SamplingParams
 from dsv3export.runtime.session import Session
 from dsv3export.runtime.stopping import StopStrings

@@ -37,6 +37,7 @@ class ToySession:
     """The model in numpy; records the shape of each step."""
 
     cache_layout = CacheLayout(LAYERS, WIDTH)
+    cache_on_host = True
 
     def __init__(self, vocab: int) -> None:
         self.vocab_size = vocab
