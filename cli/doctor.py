@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 import click
 
 from dsv3export import __version__
-from dsv3export.cli.capabilities import Capability, capabilities
+from dsv3export.cli.capabilities import BACKENDS, Capability, capabilities
 from dsv3export.cli.command import Command
 from dsv3export.cli.machine import Cpu, Gpu, Memory, read_cpu, read_gpus, read_memory
-from dsv3export.cli.options import json_option, verbose_option
+from dsv3export.cli.options import json_option, quiet_option, verbose_option
 from dsv3export.cli.packages import PackageState, ProviderStates, read_packages, read_providers
 from dsv3export.cli.tables import bytes_text, print_facts, print_json, print_table
 
@@ -33,15 +33,38 @@ EXAMPLES = (
     "dsv3export doctor",
     "dsv3export doctor --probe",
     "dsv3export doctor --json | jq .works",
+    "dsv3export doctor --conformance --backend onnxruntime",
 )
 
 
 @click.command("doctor", cls=Command, examples=EXAMPLES)
 @click.option("--probe", is_flag=True, help="Import every package, each in a process of its own (slower).")
+@click.option(
+    "--conformance",
+    is_flag=True,
+    help="Build a tiny engine of each op at each precision, run it, and compare with the op's definition.",
+)
+@click.option("--backend", type=click.Choice(BACKENDS), help="With --conformance: this backend only.")
+@quiet_option
 @json_option("Print one line of JSON.")
 @verbose_option
-def command(probe: bool, as_json: bool) -> None:
-    """Say what works on this machine, and why not."""
+@click.pass_context
+def command(
+    ctx: click.Context, probe: bool, conformance: bool, backend: str | None, quiet: bool, as_json: bool
+) -> None:
+    """Say what works on this machine, and why not.
+
+    With --conformance the exit code is 1 if an op is wrong. Where there is no GPU to run on, engines are built as far
+    as that goes, and the table says that they were not run.
+    """
+    if conformance:
+        if probe:
+            raise click.UsageError("--probe and --conformance are two different questions: ask one at a time", ctx)
+        from dsv3export.cli.conformance import report
+
+        ctx.exit(report(backend, quiet, as_json))
+    if backend is not None:
+        raise click.UsageError("--backend needs --conformance", ctx)
     findings = examine(probe)
     if as_json:
         print_json(as_data(findings))

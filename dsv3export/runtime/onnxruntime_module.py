@@ -11,4 +11,9 @@ except ImportError as error:
         "onnxruntime", expected="the package", got=str(error), fix="Install it: pip install 'dsv3export[cpu]'."
     ) from error
 
-__all__ = ["ort"]
+__all__ = ["ort", "reason"]
+
+
+def reason(error: Exception) -> str:
+    """The end of ONNX Runtime's message, in one line: it starts with a C++ signature and ends with the reason."""
+    return " ".join(str(error).split())[-300:]

@@ -7,15 +7,14 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from dsv3export.dtypes import NUMPY
 from dsv3export.engine.typed_json import REBUILD
 from dsv3export.errors import BackendError, EngineError, InternalError
 from dsv3export.runtime.huge_pages import anonymous_ranges, collapse_new
 from dsv3export.runtime.latent_cache import CacheLayout
 from dsv3export.runtime.onnx_initializers import MalformedGraphError, external_initializers
-from dsv3export.runtime.onnxruntime_arrays import ONNX_TYPES, bits, onnx_type, ort_value
+from dsv3export.runtime.onnxruntime_arrays import ONNX_TYPES, bits, graph_type, onnx_type, ort_value
 from dsv3export.runtime.onnxruntime_device import Device
-from dsv3export.runtime.onnxruntime_module import ort
+from dsv3export.runtime.onnxruntime_module import ort, reason
 from dsv3export.runtime.threads import default_threads
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class OnnxRuntimeSession:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
-            raise BackendError("ONNX Runtime failed in a step", got=_tail(error)) from error
+            raise BackendError("ONNX Runtime failed in a step", got=reason(error)) from error
         logits: Logits = binding.get_outputs()[-1].numpy()
         return logits
 
@@ -147,12 +146,7 @@ class OnnxRuntimeSession:
 def _cache_arrays(cache: LatentCache, slots: range) -> dict[str, NDArray[Any]]:
     """A cache's rows by the graph's names and in the graph's types."""
     views = cache.inputs(slots)
-    return {name: _graph_type(array) for name, array in views}
-
-
-def _graph_type(array: NDArray[Any]) -> NDArray[Any]:
-    """An array of a cache in the type that graphs have for it: float8 goes by its bits."""
-    return array.view(np.int8) if array.dtype == NUMPY["F8_E4M3"] else array
+    return {name: graph_type(array) for name, array in views}
 
 
 class OnnxRuntimeGraph:
@@ -172,11 +166,11 @@ class OnnxRuntimeGraph:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The values of `outputs`, which must be of types that numpy has. Raises BackendError."""
-        values = {name: ort_value(_graph_type(np.ascontiguousarray(array))) for name, array in inputs.items()}
+        values = {name: ort_value(graph_type(np.ascontiguousarray(array))) for name, array in inputs.items()}
         try:
             results = [value.numpy() for value in self._session.run_with_ort_values(list(outputs), values)]
         except Exception as error:  # as above
-            raise BackendError("ONNX Runtime failed", got=_tail(error)) from error
+            raise BackendError("ONNX Runtime failed", got=reason(error)) from error
         return results
 
 
@@ -193,7 +187,7 @@ def _open_graph(
         session = ort.InferenceSession(graph, options, providers=device.session_providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise BackendError(
-            f"engine {files.path}: ONNX Runtime {ort.__version__} refuses the graph", got=_tail(error)
+            f"engine {files.path}: ONNX Runtime {ort.__version__} refuses the graph", got=reason(error)
         ) from error
     device.check_placement(session, f"engine {files.path}")
     # packed weights were copied; the pages of those that were not come back on first use
@@ -258,8 +252,3 @@ def _wanted_entries(files: EngineFiles, graph: bytes) -> list[WeightEntry]:
         if entry is None or (tensor.data_type, tensor.shape) != (ONNX_TYPES[entry.dtype], entry.shape):
             raise EngineError(f"engine {files.path}: weight {name!r}", expected=expected, got=got, fix=REBUILD)
     return [files.entries[name] for name in wanted]
-
-
-def _tail(error: Exception) -> str:
-    """The end of ONNX Runtime's message, in one line: it starts with a C++ signature and ends with the reason."""
-    return " ".join(str(error).split())[-300:]

@@ -1,0 +1,15 @@
+"""The backends whose ops can be tried, by name."""
+
+from __future__ import annotations
+
+from dsv3export.errors import BackendError
+from dsv3export.graphs.conformance.check import OpBackend
+
+
+def open_backend(name: str) -> OpBackend:
+    """Opens one. Raises BackendError where its package is missing or it has nothing to try."""
+    if name == "onnxruntime":
+        from dsv3export.graphs.conformance.onnxruntime_ops import OnnxRuntimeOps
+
+        return OnnxRuntimeOps()
+    raise BackendError(f"backend {name}", expected="onnxruntime, whose ops can be tried", got=name)
