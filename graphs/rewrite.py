@@ -83,7 +83,7 @@ class KindRewriter:
         return stored
 
     def replace(
-        self, node: ir.Node, op_type: str, domain: str, inputs: Sequence[ir.Value],
+        self, node: ir.Node, op_type: str, domain: str, inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Put another node in a node's place; name, outputs and provenance stay."""

@@ -7,12 +7,11 @@ import onnx_ir as ir
 from dsv3export.graphs.lower.onnxruntime.functions import FUNCTION_DOMAIN, ORT_DOMAIN, OpFunctions
 from dsv3export.graphs.lower.onnxruntime.ops import RowOf, row
 from dsv3export.graphs.lower.onnxruntime.router import store_router
+from dsv3export.graphs.lower.packed import node_dims, packed_inputs
 from dsv3export.graphs.opset import OPSET
 from dsv3export.graphs.rewrite import GraphWithWeights, KindRewriter, rebuild
-from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.values import is_weight
 from dsv3export.plugins import DOMAIN, OPS
-from dsv3export.plugins.dims import bind_dims, static_dims
 
 _HALVES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 # Tensor types of the safetensors dtypes that routers may have.
@@ -82,17 +81,10 @@ def _caches_as_bits(model: ir.Model) -> None:
 def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions, row_of: RowOf) -> None:
     """Make a dsv3 node a call of ONNX Runtime's function for it."""
     op, how = OPS[node.op_type], row_of(node.op_type, _has_halves(node))
-    ports = op.inputs_given(len(node.inputs))
-    values = {port.name: value for port, value in zip(ports, node.inputs, strict=True) if value is not None}
-    dims = static_dims(op, bind_dims(op, [dims_of(value) for value in values.values()]))
+    dims = node_dims(node)
     attributes = {attribute.name: attribute.value for attribute in node.attributes.values()}
     name = op_functions.name_for(op.name, how.function(dims, attributes))
-    for packed in how.packed_for(dims):
-        sources = [values[port] for port in packed.inputs if port in values]
-        if sources:
-            dtype = packed.dtype or sources[0].dtype or ir.DataType.UNDEFINED
-            path, params = f"{node.name}.{packed.name}", {**dims, **packed.params}
-            values[packed.port] = rewriter.weight(path, dtype, packed.shape(dims), packed.packing, sources, params)
+    values = packed_inputs(rewriter, node, how.packed_for(dims), dims)
     arguments = {str(value.name): value for value in rewriter.function.inputs if not is_weight(value)}
     values |= {name: arguments[name] for name in how.arguments}
     inputs = [values[port] for port in how.inputs_for(dims) if port in values]

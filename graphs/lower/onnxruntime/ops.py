@@ -8,10 +8,7 @@ FP8 in memory (Cast and Mul would be folded into a float32 copy of it).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from math import prod
-
-import onnx_ir as ir
+from dataclasses import dataclass
 
 from dsv3export.graphs.lower.onnxruntime import half
 from dsv3export.graphs.lower.onnxruntime.mla_attention import STEP, head_groups
@@ -21,35 +18,9 @@ from dsv3export.graphs.lower.onnxruntime.mla_attention import half_function as m
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_function as mla_attention_int
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_inputs as mla_attention_int_inputs
 from dsv3export.graphs.lower.onnxruntime.routing import router_text
+from dsv3export.graphs.lower.packed import Packed
 from dsv3export.plugins import OPS
 from dsv3export.plugins.registry import Attributes, Dims, FunctionText
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A weight input of the function that is made from weight inputs of the op.
-
-    Args:
-        port: The function's formal input.
-        packing: A key of `dsv3export.graphs.packing.PACKINGS`.
-        inputs: The op's formal inputs that it is made of.
-        name: Its name below the node's.
-        dims: Its shape: symbols of the op's dims, or products of a number and a symbol.
-        params: Of the packing, beside the op's dims.
-        dtype: Its type; None for that of what it is made of.
-    """
-
-    port: str
-    packing: str
-    inputs: tuple[str, ...]
-    name: str
-    dims: tuple[str, ...]
-    params: Mapping[str, int] = field(default_factory=dict)
-    dtype: ir.DataType | None = None
-
-    def shape(self, dims: Dims) -> list[int]:
-        """Its sizes for known dims."""
-        return [prod(int(f) if f.isdecimal() else dims[f] for f in dim.split("*")) for dim in self.dims]
 
 
 @dataclass(frozen=True)

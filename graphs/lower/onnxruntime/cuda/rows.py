@@ -11,7 +11,8 @@ from dsv3export.graphs.lower.onnxruntime.cuda.experts import experts, experts_in
 from dsv3export.graphs.lower.onnxruntime.cuda.linear import linear, linear_fp8, linear_int
 from dsv3export.graphs.lower.onnxruntime.cuda.mla_attention import attention
 from dsv3export.graphs.lower.onnxruntime.mla_attention import STEP
-from dsv3export.graphs.lower.onnxruntime.ops import Packed, Row, RowOf, generic_row
+from dsv3export.graphs.lower.onnxruntime.ops import Row, RowOf, generic_row
+from dsv3export.graphs.lower.packed import Packed
 
 _TYPES: Mapping[Compute, ir.DataType] = {
     "fp32": ir.DataType.FLOAT,

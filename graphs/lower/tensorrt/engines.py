@@ -1,0 +1,93 @@
+"""Serialized engines of the layer kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from dsv3export.engine.program import Kind, Limits, Phase
+from dsv3export.errors import BackendError
+from dsv3export.graphs.lower.tensorrt.emit import Emitter, Types
+from dsv3export.graphs.lower.tensorrt.flavour import Flavour
+from dsv3export.graphs.lower.tensorrt.log import make_logger
+from dsv3export.graphs.lower.tensorrt.network import define
+from dsv3export.graphs.lower.tensorrt.objects import IBuilder, IBuilderConfig, Module
+from dsv3export.graphs.lower.tensorrt.profiles import add_profile
+from dsv3export.graphs.lower.tensorrt.row import Key, Row
+
+
+@dataclass(frozen=True)
+class Target:
+    """What engines are built for.
+
+    Attributes:
+        trt: TensorRT's module, or a recorder that stands for it.
+        rows: How each op becomes layers.
+        types: What is computed in.
+        limits: What the profiles reach to.
+        devices: Compute capabilities, of those that the flavour knows; empty for its default.
+    """
+
+    trt: Module
+    flavour: Flavour
+    rows: Mapping[Key, Row]
+    types: Types
+    limits: Limits
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine and what it takes and gives; `kind` has no engine names yet."""
+
+    data: bytes
+    kind: Kind
+
+
+def build_engine(target: Target, function: ir.Function, results: Sequence[str], phase: Phase) -> BuiltEngine:
+    """Build one layer kind for one phase.
+
+    Args:
+        function: The prepared kind.
+        results: Names of its results.
+
+    Raises BackendError with what TensorRT says where it refuses the network.
+    """
+    trt = target.trt
+    logger = make_logger(trt)
+    builder: IBuilder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    what = f"{target.flavour.name}: {function.name} for {phase}"
+    try:
+        emitter = define(trt, network, function, results, target.rows, target.flavour, target.types, phase)
+    except (RuntimeError, ValueError):
+        # The shape of what a refused layer gives cannot be read.
+        if not logger.errors:
+            raise
+        raise _refusal(what, logger.errors) from None
+    config = _config(target, builder)
+    add_profile(builder, config, emitter.inputs, phase, target.limits)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise _refusal(what, logger.errors)
+    return BuiltEngine(bytes(serialized), _kind(emitter))
+
+
+def _refusal(what: str, errors: Sequence[str]) -> BackendError:
+    return BackendError(what, expected="a network that it can build", got="; ".join(errors[:2]) or "no reason")
+
+
+def _config(target: Target, builder: IBuilder) -> IBuilderConfig:
+    config, trt = builder.create_builder_config(), target.trt
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if target.devices:
+        config.num_compute_capabilities = len(target.devices)
+        for place, name in enumerate(target.devices):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), place)
+    return config
+
+
+def _kind(emitter: Emitter) -> Kind:
+    return Kind({}, tuple(emitter.inputs), tuple(emitter.outputs), tuple(emitter.weights), dict(emitter.aliases))

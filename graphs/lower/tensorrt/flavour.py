@@ -1,0 +1,34 @@
+"""The two TensorRTs: what each can be told to do, and what is refused before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dsv3export.runtime.tensorrt_module import FlavourName
+
+Carrier = Literal["native", "plugin"]
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One TensorRT.
+
+    Attributes:
+        name: As `--backend` names it.
+        plugins: Whether its networks take plugins: TensorRT-RTX's Python interface has no `add_plugin`.
+        rounds_activations: Whether it has a product of FP8 numbers on both sides with activations rounded 1x128.
+        compute_capabilities: What an engine can be built for without a device of that kind; empty where the engine is
+            for the device that builds it.
+    """
+
+    name: FlavourName
+    plugins: bool
+    rounds_activations: bool
+    compute_capabilities: tuple[str, ...] = ()
+
+
+RTX = Flavour("tensorrt-rtx", False, False, ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"))
+FULL = Flavour("tensorrt", True, True)
+FLAVOURS: Mapping[FlavourName, Flavour] = {flavour.name: flavour for flavour in (RTX, FULL)}
