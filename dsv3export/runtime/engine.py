@@ -54,6 +54,8 @@ class Engine:
 
     Attributes:
         session: The backend, for callers that run steps of their own.
+        limits: What it can take.
+        prefixes: The prefix cache; None if there is none.
     """
 
     def __init__(
@@ -67,13 +69,13 @@ class Engine:
     ) -> None:
         _require_positive(max_batch=max_batch, capacity=capacity, prefill_chunk=prefill_chunk)
         self._files, self.session = files, session
-        self._max_batch, self._prefill_chunk = max_batch, prefill_chunk
-        self._prefixes = prefix_cache_for(session, prefix_cache)
+        self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
+        self.prefixes = prefix_cache_for(session, prefix_cache)
         context = files.config.max_position_embeddings
         if capacity is not None and capacity < context:
-            self._limits = Limits(session.vocab_size, capacity, "the capacity asked for")
+            self.limits = Limits(session.vocab_size, capacity, "the capacity asked for")
         else:
-            self._limits = Limits(session.vocab_size, context, "the model's max_position_embeddings")
+            self.limits = Limits(session.vocab_size, context, "the model's max_position_embeddings")
 
     @classmethod
     def load(
@@ -116,7 +118,7 @@ class Engine:
     @cached_property
     def requests(self) -> RequestMaker:
         """Makes checked requests for this engine. Raises TokenizerError for a damaged tokenizer."""
-        return RequestMaker(self._limits, self.tokenizer, self.eos_ids, f"engine {self._files.path}")
+        return RequestMaker(self.limits, self.tokenizer, self.eos_ids, f"engine {self._files.path}")
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -139,9 +141,9 @@ class Engine:
 
     def logits(self, token_ids: TokenIds) -> Logits:
         """Logits after every token of a sequence, float32[len(token_ids), vocab]. Raises RequestError."""
-        ids = self._limits.check_ids(token_ids)
-        self._limits.check_length(len(ids), 0)
-        return prompt_logits(self.session, ids, self._prefill_chunk)
+        ids = self.limits.check_ids(token_ids)
+        self.limits.check_length(len(ids), 0)
+        return prompt_logits(self.session, ids, self.prefill_chunk)
 
     @overload
     def generate(
@@ -187,7 +189,7 @@ class Engine:
         return (piece for _, piece in self._run([request]))
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:
-        return run_requests(self.session, requests, self._max_batch, self._prefill_chunk, self._prefixes)
+        return run_requests(self.session, requests, self.max_batch, self.prefill_chunk, self.prefixes)
 
 
 def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:

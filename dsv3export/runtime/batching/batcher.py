@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from dsv3export.errors import UserError
 from dsv3export.runtime.batching.prefix_cache import PrefixCache
 from dsv3export.runtime.batching.schedule import PrefillTurns, decode_ranges
 from dsv3export.runtime.generation import PREFILL_CHUNK, FinishReason, Piece, Request
 from dsv3export.runtime.latent_cache import LatentCache
 from dsv3export.runtime.logprobs import token_logprobs
 from dsv3export.runtime.session import Logits, Session
+
+Outcome = Piece | UserError
 
 
 @dataclass
@@ -26,7 +29,7 @@ class _Sequence:
     reused: int = 0
 
     def take(self, logits: Logits) -> Piece:
-        """Chooses the next token from float32[vocab]."""
+        """Chooses the next token from float32[vocab]. Raises BackendError for logits that are no numbers."""
         request = self.request
         token = request.sampler.sample(logits)
         self.tokens.append(token)
@@ -87,7 +90,7 @@ class Batcher:
     @property
     def cached_tokens(self) -> int:
         """Tokens that the slots hold now."""
-        return int(sum(self._cache.lengths[slot] for slot in self._running))
+        return int(self._cache.lengths[list(self._running)].sum())
 
     @property
     def cache_bytes(self) -> int:
@@ -107,10 +110,11 @@ class Batcher:
             if sequence.ticket == ticket:
                 self._release(slot)
 
-    def turn(self) -> Iterator[tuple[int, Piece]]:
-        """A chunk's worth of prompts, one token for every sequence that decodes: (ticket, piece) as they come.
+    def turn(self) -> Iterator[tuple[int, Outcome]]:
+        """A chunk's worth of prompts, one token for every sequence that decodes: (ticket, outcome) as they come.
 
-        A caller that stops in the middle loses what the rest of the turn would have brought.
+        An error ends the requests that it concerns, and only those. A caller that stops in the middle loses what the
+        rest of the turn would have brought.
         """
         self._admit()
         decoding = sorted(slot for slot in self._running if self._new_tokens(slot))
@@ -139,7 +143,7 @@ class Batcher:
         """Tokens of the next chunk of a slot's prompt. Where chunks end depends on the prompt alone."""
         return min(self._chunk, len(self._running[slot].request.prompt) - int(self._cache.lengths[slot]))
 
-    def _prefill(self, slot: int) -> Iterator[tuple[int, Piece]]:
+    def _prefill(self, slot: int) -> Iterator[tuple[int, Outcome]]:
         """The next chunk of a slot's prompt, and the first new token after the last one."""
         sequence = self._running[slot]
         start = int(self._cache.lengths[slot])
@@ -147,8 +151,12 @@ class Batcher:
         is_last = start + len(ids) == len(sequence.request.prompt)
         # Only the last token's logits matter: the head is the widest matrix of the model.
         rows = np.array([len(ids) - 1] if is_last else [], np.int64)
-        starts = np.array([start])
-        logits = self._session.step(np.array([ids], np.int64), starts, self._cache, range(slot, slot + 1), rows)
+        run = range(slot, slot + 1)
+        try:
+            logits = self._session.step(np.array([ids], np.int64), np.array([start]), self._cache, run, rows)
+        except UserError as error:
+            yield from self._failed([slot], error)
+            return
         self._cache.lengths[slot] = start + len(ids)
         if is_last:
             self._prefilling.remove(slot)
@@ -156,7 +164,7 @@ class Batcher:
                 self._prefixes.store(sequence.request.prompt, self._cache, slot)
             yield self._taken(slot, logits[0])
 
-    def _decode(self, run: range) -> Iterator[tuple[int, Piece]]:
+    def _decode(self, run: range) -> Iterator[tuple[int, Outcome]]:
         """One token for each slot of a run that decodes.
 
         The others of the run get a token behind their valid rows, which the next real one overwrites.
@@ -167,22 +175,39 @@ class Batcher:
         ids = np.array([[self._running[slot].tokens[-1] if slot in active else 0] for slot in run], np.int64)
         start = np.array([self._cache.lengths[slot] if slot in self._running else 0 for slot in run], np.int64)
         rows = np.array([slot - run.start for slot in active])
-        logits = self._session.step(ids, start, self._cache, run, rows)
+        try:
+            logits = self._session.step(ids, start, self._cache, run, rows)
+        except UserError as error:
+            yield from self._failed(active, error)
+            return
         self._cache.lengths[active] += 1
         for slot, row in zip(active, logits, strict=True):
             if slot in self._running:
                 yield self._taken(slot, row)
 
-    def _taken(self, slot: int, logits: Logits) -> tuple[int, Piece]:
+    def _taken(self, slot: int, logits: Logits) -> tuple[int, Outcome]:
         sequence = self._running[slot]
-        piece = sequence.take(logits)
+        try:
+            piece = sequence.take(logits)
+        except UserError as error:
+            self._drop(slot)
+            return sequence.ticket, error
         if piece.finish_reason is not None:
             self._release(slot)
         return sequence.ticket, piece
 
+    def _failed(self, slots: Sequence[int], error: UserError) -> Iterator[tuple[int, Outcome]]:
+        """A step failed: what it wrote into these slots is not to be trusted."""
+        for slot in slots:
+            yield self._drop(slot).ticket, error
+
+    def _drop(self, slot: int) -> _Sequence:
+        """Frees a slot and keeps nothing."""
+        self._prefilling.remove(slot)
+        return self._running.pop(slot)
+
     def _release(self, slot: int) -> None:
         """Frees a slot; what it holds is kept for later prompts."""
-        sequence = self._running.pop(slot)
-        self._prefilling.remove(slot)
+        sequence = self._drop(slot)
         if self._prefixes is not None:
             self._prefixes.store(sequence.tokens[: self._cache.lengths[slot]], self._cache, slot)

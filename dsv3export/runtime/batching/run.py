@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from dsv3export.errors import UserError
 from dsv3export.runtime.batching.batcher import Batcher
 from dsv3export.runtime.batching.prefix_cache import PrefixCache
 from dsv3export.runtime.generation import PREFILL_CHUNK, Piece, Request
@@ -19,11 +20,13 @@ def run_requests(
 ) -> Iterator[tuple[int, Piece]]:
     """Generates for all requests, `max_slots` at a time; yields (index of the request, piece) as they come.
 
-    The cache is as large as the requests need.
+    The cache is as large as the requests need. Raises BackendError when a step fails.
     """
     capacity = max(len(request.prompt) + request.max_new_tokens for request in requests)
     batcher = Batcher(session, min(max_slots, len(requests)), capacity, prefill_chunk, prefixes)
     places = {batcher.submit(request): place for place, request in enumerate(requests)}
     while batcher.busy:
-        for ticket, piece in batcher.turn():
-            yield places[ticket], piece
+        for ticket, outcome in batcher.turn():
+            if isinstance(outcome, UserError):
+                raise outcome
+            yield places[ticket], outcome
