@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +15,27 @@ from dsv3export.cli.command import Command
 from dsv3export.cli.graph import write_atomically
 from dsv3export.cli.options import PathName, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
-from dsv3export.cli.tables import print_facts, print_table
+from dsv3export.cli.report import report_options, write_reports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from dsv3export.checkpoint import Checkpoint
     from dsv3export.cli.subject import Subject
-    from dsv3export.compare.layers import Fault, LayerDiff, ValueDiff
+    from dsv3export.compare.layers import LayerDiff
     from dsv3export.compare.stages import StagedModel
     from dsv3export.recipe import Recipe
+    from dsv3export.runtime.tokenizer import Tokenizer
 
 EXAMPLES = (
     "dsv3export diff examples/tiny-dsv3 tiny.engine --prompts prompts.txt",
     "dsv3export diff examples/tiny-dsv3 int4.engine --prompts prompts.txt --precision fp32 --tolerance 0.5",
-    "dsv3export diff old.engine new.engine --prompts prompts.txt --json diff.json --all",
+    "dsv3export diff old.engine new.engine --prompts prompts.txt --json diff.json --html diff.html",
 )
 # The largest error of a token's row that two right programs of the same arithmetic were seen to make is 2e-6; where
 # activations or the cache are rounded, a number at the edge between two steps may go either way: 6e-3.
 SAME_ARITHMETIC = 1e-4
 ROUNDED = 2e-2
-_SPARKS = " ▁▂▃▄▅▆▇█"
-_SPARK_FLOOR = -8.0  # log10 of a relative error that is shown as nothing
 
 
 @click.command("diff", cls=Command, examples=EXAMPLES)
@@ -61,6 +60,7 @@ _SPARK_FLOOR = -8.0  # log10 of a relative error that is shown as nothing
     help="Largest relative error of a token's row that one layer may add.  [default: by the arithmetic]",
 )
 @click.option("--json", "json_file", type=PathName(path_type=Path), metavar="FILE", help="Write everything to FILE.")
+@report_options
 @click.option("--all", "show_all", is_flag=True, help="Print every value, not only each layer's result.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of an engine.")
 @quiet_option
@@ -73,6 +73,8 @@ def command(
     calibration: Path | None,
     tolerance: float | None,
     json_file: Path | None,
+    html_file: Path | None,
+    plot_file: Path | None,
     show_all: bool,
     threads: int | None,
     quiet: bool,
@@ -83,8 +85,10 @@ def command(
     up, and on A's, which shows what that layer alone does wrong. One layer's weights are in memory at a time. The first
     value whose own error is beyond the tolerance is named, with the place and both numbers; the exit code is then 1.
     """
+    from dsv3export.cli.diff_summary import show
     from dsv3export.cli.subject import find_subject
     from dsv3export.compare import diff_layers
+    from dsv3export.compare.diff_file import diff_to_bytes
 
     sides = find_subject(expected), find_subject(got)
     ids = read_prompts(prompts, sides)
@@ -93,9 +97,10 @@ def command(
     bound = default_tolerance(sides, recipe) if tolerance is None else tolerance
     with progress_on_stderr(quiet) as progress:
         diff = diff_layers(models[0], models[1], len(ids), bound, progress)
+    diff = name_tokens(diff, ids, sides)
     if json_file is not None:
-        text = json.dumps(_finite(asdict(diff)), ensure_ascii=False, allow_nan=False)
-        write_atomically(json_file, text.encode() + b"\n")
+        write_atomically(json_file, diff_to_bytes(diff))
+    write_reports(diff, html_file, plot_file)
     show(diff, show_all)
     if diff.first_fault is not None:
         raise click.exceptions.Exit(1)
@@ -128,16 +133,37 @@ def read_prompts(path: Path, sides: Sequence[Subject]) -> list[list[int]]:
     return found
 
 
-def _tokenizer(sides: Sequence[Subject]) -> Any:
-    from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
+def _tokenizer(sides: Sequence[Subject]) -> Tokenizer:
     from dsv3export.errors import TokenizerError
+
+    found = find_tokenizer(sides)
+    if found is None:
+        raise TokenizerError("prompts", expected="a tokenizer in A or B", got="none", fix="Give token ids instead.")
+    return found
+
+
+def find_tokenizer(sides: Sequence[Subject]) -> Tokenizer | None:
+    """That of the first side that has one. Raises TokenizerError."""
+    from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
     from dsv3export.runtime.tokenizer import Tokenizer
 
     for side in sides:
         folder = Path(side.path) / TOKENIZER_FOLDER if side.kind == "engine" else Path(side.path)
         if (folder / "tokenizer.json").exists():
             return Tokenizer.from_directory(folder)
-    raise TokenizerError("prompts", expected="a tokenizer in A or B", got="none", fix="Give token ids instead.")
+    return None
+
+
+def name_tokens(diff: LayerDiff, prompts: Sequence[Sequence[int]], sides: Sequence[Subject]) -> LayerDiff:
+    """The same with the texts of the worst tokens, where a side has a tokenizer."""
+    from dsv3export.compare.distributions import with_texts
+
+    tokenizer = find_tokenizer(sides)
+    if tokenizer is None:
+        return diff
+    return replace(
+        diff, logits=with_texts(diff.logits, prompts, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))
+    )
 
 
 def checkpoint_recipe(sides: Sequence[Subject], precision: str | None, calibrated: bool) -> Recipe:
@@ -180,72 +206,3 @@ def default_tolerance(sides: Sequence[Subject], recipe: Recipe) -> float:
         return math.inf
     activations = {scheme.activations for scheme in recipes[0].components.values()}
     return SAME_ARITHMETIC if activations == {"none"} and recipes[0].cache == "fp32" else ROUNDED
-
-
-def show(diff: LayerDiff, show_all: bool) -> None:
-    """Prints a comparison for people."""
-    print_facts("Compared", [("A", diff.expected), ("B", diff.got)])
-    columns = ("value" if show_all else "layer", "own error", "on A's input", "error so far", "SNR, dB", "flips")
-    flips = {router.stage: len(router.propagated.flips) for router in diff.routers}
-    rows = [_row(value, flips if value.name == value.stage else {}) for value in shown_values(diff.values, show_all)]
-    print_table("Layer by layer (relative errors)", columns, rows, right=columns[1:2] + columns[3:])
-    logits = diff.logits
-    print_facts(
-        "Next-token distributions",
-        [
-            ("KL divergence", f"{logits.kl_mean:.3e} nats, at most {logits.kl_max:.3e}; JS {logits.js_mean:.3e}"),
-            ("agreement", f"top-1 {logits.top1:.2%}, top-5 {logits.top5:.2%}; worst rank {logits.worst_rank}"),
-            ("first fault", fault_text(diff.first_fault) if diff.first_fault else _within(diff.tolerance)),
-        ],
-    )
-
-
-def shown_values(values: Iterable[ValueDiff], show_all: bool) -> list[ValueDiff]:
-    """All, or what each stage hands on."""
-    outputs = ("embed_tokens", "norm", "lm_head")
-    return [value for value in values if show_all or value.name == value.stage or value.name in outputs]
-
-
-def _row(value: ValueDiff, flips: dict[str, int]) -> tuple[str, ...]:
-    own, so_far = value.injected, value.propagated
-    return (
-        value.name,
-        f"{own.worst_row:.1e}",
-        spark(own.worst_row),
-        f"{so_far.relative:.1e}",
-        "inf" if math.isinf(so_far.snr_db) else f"{so_far.snr_db:.1f}",
-        str(flips.get(value.stage, "")),
-    )
-
-
-def spark(error: float) -> str:
-    """A bar for a relative error, by its logarithm: nothing at 1e-8, full at 1."""
-    share = (math.log10(error) - _SPARK_FLOOR) / -_SPARK_FLOOR if 0 < error < math.inf else float(error > 0)
-    return _SPARKS[round(min(max(share, 0.0), 1.0) * (len(_SPARKS) - 1))]
-
-
-def fault_text(fault: Fault) -> str:
-    """One line: what, how much, where, and both values."""
-    return (
-        f"{fault.name}: {fault.metric} {fault.value:.3g}, bound {fault.bound:.3g}; prompt {fault.prompt}, "
-        f"position {fault.position}, index {fault.index}: expected {_shown(fault.expected)}, got {_shown(fault.got)}"
-    )
-
-
-def _shown(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _within(tolerance: float) -> str:
-    if math.isinf(tolerance):
-        return "not looked for: the precisions differ (give --tolerance)"
-    return f"none beyond {tolerance:g}"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinities: null stands for them."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,7 +27,10 @@ def print_json(value: Any) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()
 ) -> None:
-    """Prints a table on stdout; cells are shown as they are (no markup), the columns in `right` right-aligned."""
+    """Prints a table on stdout; cells are shown as they are (no markup), the columns in `right` right-aligned.
+
+    A cell may be a `rich.text.Text`, for its colour.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -36,7 +39,7 @@ def print_table(
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     _print_below(title, table)
 
 

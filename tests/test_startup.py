@@ -60,7 +60,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert modules_after_command("--help") & (BUILD_PACKAGES | BACKENDS | ARRAYS) == set()
 
 
-@pytest.mark.parametrize("command", ["build", "run", "diff", "inspect", "plan", "graph", "doctor", "completion"])
+@pytest.mark.parametrize(
+    "command", ["build", "run", "diff", "report", "inspect", "plan", "graph", "doctor", "completion"]
+)
 def test_help_of_a_command_imports_neither_backend_nor_build_package(command: str) -> None:
     assert modules_after_command(command, "--help") & (BUILD_PACKAGES | BACKENDS) == set()
 

@@ -71,9 +71,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class LayerDiff:
-    """The whole comparison, JSON-able by `dataclasses.asdict`.
+    """The whole comparison; `diff_file` writes and reads it.
 
     Attributes:
+        prompts: The number of tokens of each prompt.
         values, routers: In the order of the graph.
         only_expected, only_got: Values that one side alone computes.
         logits: Of the propagated run.
@@ -89,6 +90,7 @@ class LayerDiff:
     only_got: tuple[str, ...]
     logits: DistributionSummary
     first_fault: Fault | None
+    prompts: tuple[int, ...]
 
 
 def diff_layers(
@@ -146,7 +148,7 @@ class _Walk:
             self._hidden[prompt] = mine[expected.output]
             stage.add(prompt, mine[expected.output].shape[-2], mine, propagated, injected)
             if name == "head":
-                self._logits.add(mine[expected.output], propagated[got.output])
+                self._logits.add(prompt, mine[expected.output], propagated[got.output])
         self._values += stage.values()
         self._routers += stage.routers()
         for names, more in zip(self._only, stage.only, strict=True):
@@ -157,6 +159,7 @@ class _Walk:
         return LayerDiff(
             expected, got, self._tolerance, tuple(self._values), tuple(self._routers),
             tuple(self._only[0]), tuple(self._only[1]), self._logits.summary(), self._fault,
+            tuple(0 if hidden is None else hidden.shape[-2] for hidden in self._hidden),
         )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dsv3export.cli.diff import spark
 from dsv3export.graphs.build import build_engine
 from tests.support.altered import edit_tensor, linked_copy
 from tests.support.command_line import assert_refused, run_here
@@ -47,6 +46,11 @@ def test_an_engine_is_right_at_every_precision(
     assert 0 < by_name["lm_head"]["propagated"]["relative"] < 1e-2
     assert len(by_name["layers.3"]["propagated"]["by_position"]) == max(7, by_name["layers.3"]["shape"][1])
     assert found["logits"]["top1"] == 1
+    assert found["prompts"] == [by_name["layers.3"]["shape"][1], 7]
+    worst = found["logits"]["worst"][0]
+    assert worst["prompt"] == 1 or worst["before"].startswith("<｜begin▁of▁sentence｜>")
+    assert worst["expected"]["text"]
+    assert sum(found["logits"]["kl_histogram"]["counts"]) == sum(found["prompts"])
 
 
 def test_an_engine_of_another_checkpoint_is_not(tiny_bf16: Path, prompts: Path, tmp_path: Path) -> None:
@@ -114,9 +118,3 @@ def test_what_cannot_be_compared(tiny_bf16: Path, prompts: Path, tmp_path: Path)
     ):
         assert_refused(run_here("diff", *arguments, "--prompts", prompts), says, tmp_path)
     assert_refused(run_here("diff", tiny_bf16, tiny_bf16, "--prompts", tmp_path / "no.txt"), ("no.txt",), tmp_path)
-
-
-def test_bars_grow_with_the_logarithm() -> None:
-    bars = [spark(error) for error in (0.0, 1e-9, 1e-6, 1e-3, 1.0, 1e3, float("inf"))]
-    assert bars == sorted(bars)
-    assert (bars[0], bars[-1]) == (" ", "█")
