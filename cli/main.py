@@ -28,6 +28,7 @@ COMMANDS = (
     CommandEntry("inspect", "dsv3export.cli.inspect", "Say what a checkpoint, an engine or a config holds."),
     CommandEntry("plan", "dsv3export.cli.plan", "Say what a model takes on a device, and how fast it could be."),
     CommandEntry("graph", "dsv3export.cli.graph", "Print the traced graph of a model, or write it as ONNX."),
+    CommandEntry("kernels", "dsv3export.cli.kernels", "Compile and test the kernels of the TensorRT plugins."),
     CommandEntry("doctor", "dsv3export.cli.doctor", "Say what works on this machine, and why not."),
     CommandEntry("completion", "dsv3export.cli.completion", "Print the completion script of a shell."),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-Unit = Literal["bytes", "tensors", "layers", "tokens", "ops"]
+Unit = Literal["bytes", "tensors", "layers", "tokens", "ops", "kernels"]
 
 
 class Progress(Protocol):

@@ -1,0 +1,86 @@
+"""Triton: activations to e4m3 in groups of 1 x 128, and products of FP8 matrices with scales for blocks."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dsv3export.plugins.kernels.products import fp8_product, weight_product
+
+
+@triton.jit
+def quantise_activations(x_ptr, rows, values_ptr, scale_ptr, K: tl.constexpr, ROWS: tl.constexpr):
+    """x [rows, K] -> e4m3 [rows, K] and amax / 448 of each 128 neighbours [rows, ceil(K / 128)].
+
+    Grid: (groups, ceil(rows / ROWS)).
+    """
+    group = tl.program_id(0)
+    row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = group * 128 + tl.arange(0, 128)
+    inside = (row < rows)[:, None]
+    if K % 128:
+        inside = inside & (column < K)[None, :]
+    places = row[:, None] * K + column[None, :]
+    x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    # Divisions are IEEE's, so that a number on the edge between two rounds as in the definition.
+    scale = tl.div_rn(tl.max(tl.abs(x), axis=1), 448.0)
+    scale = tl.where(scale < 1.17549435e-38, 1.0, scale)
+    values = tl.div_rn(x, scale[:, None] + tl.zeros_like(x))
+    tl.store(values_ptr + places, values.to(tl.float8e4nv), mask=inside)
+    tl.store(scale_ptr + row * tl.cdiv(K, 128) + group, scale, mask=row < rows)
+
+
+@triton.jit
+def fp8_block_gemm(
+    a_ptr,
+    a_scale_ptr,
+    weight_ptr,
+    scale_ptr,
+    rows,
+    y_ptr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """y [rows, N] = (a [rows, K] * a_scale) @ (weight [N, K] * scale)^T, both e4m3.
+
+    Grid: ceil(rows / ROWS) * ceil(N / COLUMNS), rows fastest, so that neighbours read the same weights.
+    """
+    down = tl.cdiv(rows, ROWS)
+    row = ((tl.program_id(0) % down) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = (tl.program_id(0) // down) * COLUMNS + tl.arange(0, COLUMNS)
+    y = fp8_product(a_ptr, a_scale_ptr, row, row < rows, weight_ptr, scale_ptr, column, N, K, ROWS, COLUMNS)
+    inside = (row < rows)[:, None] & (column < N)[None, :]
+    tl.store(y_ptr + row[:, None] * N + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def weight_only_gemm(
+    x_ptr,
+    weight_ptr,
+    scale_ptr,
+    zero_ptr,
+    rows,
+    y_ptr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROUND: tl.constexpr,
+    INNER: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """y [rows, N] = x [rows, K] @ (value of the stored weight)^T; `weight_product` says how weights are stored.
+
+    Grid: as `fp8_block_gemm`.
+    """
+    down = tl.cdiv(rows, ROWS)
+    row = ((tl.program_id(0) % down) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = (tl.program_id(0) // down) * COLUMNS + tl.arange(0, COLUMNS)
+    y = weight_product(
+        x_ptr, row, row < rows, weight_ptr, scale_ptr, zero_ptr, column, N, K, FORMAT, GROUP, ROUND, INNER, ROWS, COLUMNS
+    )
+    inside = (row < rows)[:, None] & (column < N)[None, :]
+    tl.store(y_ptr + row[:, None] * N + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)

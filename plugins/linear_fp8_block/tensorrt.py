@@ -1,0 +1,156 @@
+"""The plugins of FP8 block linears: rounding of activations, and the products with and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dsv3export.plugins.kernels.plugin import (
+    ACTIVATIONS,
+    Attributes,
+    Build,
+    Call,
+    Launch,
+    Plugin,
+    Port,
+    T,
+    TensorType,
+    Tile,
+    arguments,
+    matrix,
+    same_type,
+)
+from dsv3export.plugins.kernels.sizes import ceil_div, known
+from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
+
+_KERNELS = "dsv3export.plugins.linear_fp8_block.kernel"
+NATIVE_E4M3 = 89
+"""The first compute capability whose instructions know float8 e4m3."""
+
+
+def _quantised(inputs: Sequence[TensorType], _: Attributes) -> tuple[TensorType, ...]:
+    (x,) = inputs
+    values = TensorType("F8_E4M3", x.shape)
+    return values, TensorType("F32", (*x.shape[:-1], ceil_div(x.shape[-1], BLOCK)))
+
+
+def _quantise(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], _: Attributes, tile: Tile, target: int
+) -> Launch:
+    rows, width = matrix(inputs[0])
+    values, scale = outputs
+    build = Build(
+        f"{_KERNELS}:quantise_activations",
+        arguments({"x": inputs[0]}, ("rows",), {"values": values, "scale": scale}),
+        (("K", width), ("ROWS", tile.rows)),
+        tile.warps,
+        tile.stages,
+    )
+    return Launch(build, (ceil_div(width, BLOCK), ceil_div(rows, tile.rows), 1), (rows,))
+
+
+QUANTISE_ACTIVATIONS = Plugin(
+    name="QuantiseActivations",
+    doc="x [..., K] -> e4m3 [..., K], and a scale for each 128 of a row [..., ceil(K / 128)]: amax / 448.",
+    inputs=(Port("x", ACTIVATIONS),),
+    results=("values", "scale"),
+    outputs=_quantised,
+    launch=_quantise,
+    tiles=(Tile(16, stages=1), Tile(4, warps=2, stages=1)),
+    least=NATIVE_E4M3,
+)
+
+
+def _fp8_gemm_output(inputs: Sequence[TensorType], attributes: Attributes) -> tuple[TensorType, ...]:
+    a, _, weight, _ = inputs
+    return (TensorType(str(attributes["dtype"]), (*a.shape[:-1], weight.shape[0])),)
+
+
+def _fp8_gemm(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], _: Attributes, tile: Tile, target: int
+) -> Launch:
+    a, a_scale, weight, scale = inputs
+    rows, inner = matrix(a)
+    columns = known(weight.shape[0])
+    build = Build(
+        f"{_KERNELS}:fp8_block_gemm",
+        arguments({"a": a, "a_scale": a_scale, "weight": weight, "scale": scale}, ("rows",), {"y": outputs[0]}),
+        (("N", columns), ("K", inner), ("ROWS", tile.rows), ("COLUMNS", tile.columns)),
+        tile.warps,
+        tile.stages,
+    )
+    return Launch(build, (ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns), 1, 1), (rows,))
+
+
+FP8_BLOCK_GEMM = Plugin(
+    name="Fp8BlockGemm",
+    doc="y [..., N] = (a [..., K] * a_scale) @ (weight [N, K] * scale)^T, both e4m3, sums of 128 in float32.",
+    inputs=(
+        Port("a", ("F8_E4M3",)),
+        Port("a_scale", ("F32",)),
+        Port("weight", ("F8_E4M3",)),
+        Port("scale", ("F32",)),
+    ),
+    attributes=(("dtype", str),),
+    results=("y",),
+    outputs=_fp8_gemm_output,
+    launch=_fp8_gemm,
+    tiles=(Tile(16, 64, stages=4), Tile(64, 64, stages=3), Tile(64, 64), Tile(64, 128, warps=8, stages=1)),
+    least=NATIVE_E4M3,
+)
+
+
+def _projected(inputs: Sequence[TensorType], _: Attributes) -> tuple[TensorType, ...]:
+    x, weight, _scale = inputs
+    return (same_type(x, weight.shape[0]),)
+
+
+def _fp8_weight_gemm(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], _: Attributes, tile: Tile, target: int
+) -> Launch:
+    x, weight, scale = inputs
+    rows, inner = matrix(x)
+    columns = known(weight.shape[0])
+    raw = ("weight",) if target < NATIVE_E4M3 else ()
+    build = Build(
+        f"{_KERNELS}:weight_only_gemm",
+        arguments({"x": x, "weight": weight, "scale": scale}, ("rows",), {"y": outputs[0]}, raw),
+        (
+            ("zero_ptr", None),
+            ("N", columns),
+            ("K", inner),
+            ("FORMAT", "fp8"),
+            ("GROUP", BLOCK),
+            ("ROUND", False),
+            ("INNER", tile.inner),
+            ("ROWS", tile.rows),
+            ("COLUMNS", tile.columns),
+        ),
+        tile.warps,
+        tile.stages,
+    )
+    return Launch(build, (ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns), 1, 1), (rows,))
+
+
+WEIGHT_TILES = (Tile(16, 64, stages=3), Tile(64, 64, 64), Tile(64, 128, 64, warps=8))
+"""For products with stored weights: few rows, then many."""
+
+
+FP8_WEIGHT_GEMM = Plugin(
+    name="Fp8WeightGemm",
+    doc="y [..., N] = x [..., K] @ (weight e4m3 [N, K] * scale [ceil(N / 128), ceil(K / 128)])^T.",
+    inputs=(Port("x", ACTIVATIONS), Port("weight", ("F8_E4M3",)), Port("scale", ("F32",))),
+    results=("y",),
+    outputs=_projected,
+    launch=_fp8_weight_gemm,
+    tiles=WEIGHT_TILES,
+)
+
+
+def linear_fp8_block(call: Call[T], x: T, weight: T, scale: T, activations: str, dtype: str) -> T:
+    """`dsv3::linear_fp8_block` in plugins; y has the dtype of x, which is `dtype`."""
+    if activations == "none":
+        (y,) = call(FP8_WEIGHT_GEMM, (x, weight, scale))
+        return y
+    values, x_scale = call(QUANTISE_ACTIVATIONS, (x,))
+    (y,) = call(FP8_BLOCK_GEMM, (values, x_scale, weight, scale), dtype=dtype)
+    return y
