@@ -28,13 +28,14 @@ BENCH_CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$(NO_AMX
 
 DEMO_ENGINE := build/tiny-dsv3.engine
 
-.PHONY: help setup bench-setup demo test lint format coverage clean
+.PHONY: help setup bench-setup demo test kernels lint format coverage clean
 
 help:
 	@echo "make setup        create $(VENV) with all that demo, tests and linters need"
 	@echo "make bench-setup  add llama.cpp, compiled here in some minutes, for the benchmarks"
 	@echo "make demo         build examples/tiny-dsv3 into an engine and let it write"
 	@echo "make test         run the test suite"
+	@echo "make kernels      compile all kernels of the TensorRT plugins for all GPUs, and test them; needs none"
 	@echo "make lint         ruff, mypy --strict and the import contracts"
 	@echo "make format       apply ruff's fixes and formatting"
 	@echo "make coverage     run the test suite and report what it did not execute"
@@ -60,6 +61,10 @@ demo: setup
 
 test: setup
 	$(PYTEST) $(PYTEST_FLAGS)
+
+kernels: setup
+	$(BIN)/dsv3export kernels compile
+	$(BIN)/dsv3export kernels test
 
 lint: setup
 	$(BIN)/ruff check .

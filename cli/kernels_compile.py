@@ -21,7 +21,18 @@ EXAMPLES = (
     "dsv3export kernels compile --targets sm_90,sm_120 --kernel mla_split",
     "dsv3export kernels compile --targets sm_90 --json | jq .kernels",
 )
-_COLUMNS = ("kernel", "target", "constants", "warps", "stages", "PTX", "registers", "spilled", "shared", "matrix instructions")
+_COLUMNS = (
+    "kernel",
+    "target",
+    "constants",
+    "warps",
+    "stages",
+    "PTX",
+    "registers",
+    "spilled",
+    "shared",
+    "matrix instructions",
+)
 
 
 @click.command("compile", cls=Command, examples=EXAMPLES)

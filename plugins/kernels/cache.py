@@ -62,7 +62,7 @@ def compiled(build: Build, target: int) -> Compiled:
 def compile_all(
     wanted: Sequence[tuple[Build, int]], jobs: int | None = None, progress: Progress | None = None
 ) -> list[Compiled]:
-    """Every (build, compute capability) as with `compiled`, in order, `jobs` at a time: by default one for each core."""
+    """Every (build, compute capability) as with `compiled`, in order, `jobs` at a time; default: one a core."""
     progress = progress or NoProgress()
     paths = [cache_directory() / f"{key_of(build, target)}.json" for build, target in wanted]
     results = {place: kept for place, path in enumerate(paths) if (kept := _read(path)) is not None}

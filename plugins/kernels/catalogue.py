@@ -45,7 +45,11 @@ _X = TensorType("BF16", (_TOKENS, _HIDDEN))
 
 USES = (
     Use("QuantiseActivations", (_X,), {}),
-    Use("Fp8BlockGemm", (*_fp8(_TOKENS, _HIDDEN)[:1], TensorType("F32", (_TOKENS, 56)), *_fp8(2112, _HIDDEN)), {"dtype": "BF16"}),
+    Use(
+        "Fp8BlockGemm",
+        (*_fp8(_TOKENS, _HIDDEN)[:1], TensorType("F32", (_TOKENS, 56)), *_fp8(2112, _HIDDEN)),
+        {"dtype": "BF16"},
+    ),
     Use("Fp8WeightGemm", (_X, *_fp8(2112, _HIDDEN)), {}),
 )
 """One use of each plugin and format."""

@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check came to; `error` is infinite where a result has NaN, another shape, or should be equal and is not."""
+    """What a check came to; `error` is infinite for NaN, another shape, or what should be equal and is not."""
 
     op: str
     name: str

@@ -59,7 +59,10 @@ def load_triton() -> Any:
         return import_module("triton")
     except ImportError as error:
         raise BackendError(
-            "the plugins' kernels", expected="the package triton", got=str(error), fix="pip install 'dsv3export[kernels]'"
+            "the plugins' kernels",
+            expected="the package triton",
+            got=str(error),
+            fix="pip install 'dsv3export[kernels]'",
         ) from error
 
 
@@ -100,9 +103,7 @@ def compile_build(build: Build, target: int) -> Compiled:
     registers, spilled = _resources(made.asm["cubin"])
     ptx = entry_with(made.asm["ptx"], len(build.arguments))
     shared = made.metadata.shared
-    return Compiled(
-        made.metadata.name, ptx, build.warps * _WARP, shared, registers, spilled, matrix_instructions(ptx)
-    )
+    return Compiled(made.metadata.name, ptx, build.warps * _WARP, shared, registers, spilled, matrix_instructions(ptx))
 
 
 def _source(function: Any, build: Build) -> Any:
@@ -111,7 +112,9 @@ def _source(function: Any, build: Build) -> Any:
     if set(names) != passed.keys() | constants.keys() or [name for name in names if name in passed] != list(passed):
         raise ValueError(f"{build.kernel} takes {names}, the build has {list(passed)} and {list(constants)}")
     # TensorRT's tensors are aligned far beyond the 16 bytes that the widest loads need.
-    aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if passed.get(name, "")[:1] == "*"}
+    aligned = {
+        (place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if passed.get(name, "")[:1] == "*"
+    }
     return import_module("triton.compiler").ASTSource(
         function,
         {name: passed.get(name, "constexpr") for name in names},

@@ -73,9 +73,7 @@ class Device:
         pointer, number = ctypes.c_void_p, ctypes.c_int32
         types = (*(pointer for _ in inputs), *(number for _ in integers), *(pointer for _ in outputs))
         function = self._function(kernel)
-        self._do(
-            "cuLaunchKernel", function, *grid, kernel.threads, 1, 1, kernel.shared, stream, (values, types), 0
-        )
+        self._do("cuLaunchKernel", function, *grid, kernel.threads, 1, 1, kernel.shared, stream, (values, types), 0)
 
     def run(self, launch: Launch, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """A launch on CPU tensors: copied to the device, and outputs copied back. Outputs may be inputs."""

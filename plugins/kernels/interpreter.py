@@ -51,12 +51,12 @@ def interpret(launch: Launch, inputs: Sequence[Tensor], outputs: Sequence[Tensor
 
 
 def _mend() -> None:
-    """Makes conversions round to nearest even, as devices do, and products of bfloat16 and float8 those of their values.
+    """Makes conversions round to nearest even, as devices do, and products of narrow floats those of their values.
 
     Triton 3.9's interpreter cuts float32 to bfloat16, loses a carry on the way to float8, and multiplies the bits of a
     bfloat16 as if they were an integer.
     """
-    interpreter = import_module("triton.runtime.interpreter")
+    interpreter: Any = import_module("triton.runtime.interpreter")
     language = import_module("triton.language")
     torch_types = {
         language.float32: torch.float32,

@@ -109,6 +109,7 @@ class Launcher(Protocol):
         attributes: Attributes,
         tile: Tile,
         target: int,
+        /,
     ) -> Launch: ...
 
 
@@ -151,7 +152,10 @@ class Call(Protocol[T]):
 
 
 def arguments(
-    inputs: Mapping[str, TensorType], integers: Sequence[str], outputs: Mapping[str, TensorType], raw: Sequence[str] = ()
+    inputs: Mapping[str, TensorType],
+    integers: Sequence[str],
+    outputs: Mapping[str, TensorType],
+    raw: Sequence[str] = (),
 ) -> tuple[tuple[str, str], ...]:
     """The arguments of a `Build`; the bytes of the tensors named in `raw` are decoded by the kernel itself."""
     pointers = {**inputs, **outputs}

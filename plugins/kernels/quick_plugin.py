@@ -12,7 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import ModuleType
+from types import GenericAlias, ModuleType
 from typing import Any, Union
 
 from dsv3export.errors import InternalError
@@ -87,7 +87,9 @@ class _QuickPlugin:
             )
 
         descriptions = self._trtp.TensorDesc
-        return self._signed(describe, descriptions, (), tuple[(descriptions,) * len(self._plugin.results)])
+        return self._signed(
+            describe, descriptions, (), GenericAlias(tuple, (descriptions,) * len(self._plugin.results))
+        )
 
     def autotune(self) -> Callable[..., Any]:
         """The types as they are, and the tactics whose kernels fit into shared memory."""
@@ -97,9 +99,10 @@ class _QuickPlugin:
             names = ", ".join(tensor.dtype.name for tensor in (*inputs, *outputs))
             return [self._trtp.AutoTuneCombination(names, "LINEAR", self._fitting(inputs, attributes, outputs))]
 
-        combinations = self._trtp.AutoTuneCombination
-        outputs = ("outputs", tuple[self._trtp.TensorDesc])
-        return self._signed(autotune, self._trtp.TensorDesc, (outputs,), list[combinations])
+        outputs = ("outputs", GenericAlias(tuple, self._trtp.TensorDesc))
+        return self._signed(
+            autotune, self._trtp.TensorDesc, (outputs,), GenericAlias(list, self._trtp.AutoTuneCombination)
+        )
 
     def ahead_of_time(self) -> Callable[..., Any]:
         """The kernel, how to launch it, and its integers as expressions over the shapes."""
@@ -121,8 +124,8 @@ class _QuickPlugin:
             return kernel.name, kernel.ptx, parameters, extra
 
         text = Union[str, bytes]  # noqa: UP007 - tensorrt.plugin compares with this form on Python 3.10
-        result = tuple[text, text, self._trtp.KernelLaunchParams, self._trtp.SymExprs]
-        more = (("outputs", tuple[self._trtp.TensorDesc]), ("tactic", int))
+        result = GenericAlias(tuple, (text, text, self._trtp.KernelLaunchParams, self._trtp.SymExprs))
+        more = (("outputs", GenericAlias(tuple, self._trtp.TensorDesc)), ("tactic", int))
         return self._signed(ahead_of_time, self._trtp.TensorDesc, more, result)
 
     def just_in_time(self) -> Callable[..., Any]:
@@ -144,7 +147,7 @@ class _QuickPlugin:
                 stream,
             )
 
-        more = (("outputs", tuple[self._trtp.Tensor]), ("stream", int), ("tactic", int))
+        more = (("outputs", GenericAlias(tuple, self._trtp.Tensor)), ("stream", int), ("tactic", int))
         return self._signed(just_in_time, self._trtp.Tensor, more, None)
 
     def _tile(self, tactic: int) -> Tile:

@@ -1,4 +1,4 @@
-"""Sizes of tensors that may be known only when an engine runs: one arithmetic for numbers and TensorRT's expressions."""
+"""Sizes of tensors, which may be known only when an engine runs: one arithmetic for numbers and for expressions."""
 
 from __future__ import annotations
 

@@ -80,7 +80,21 @@ def weight_only_gemm(
     row = ((tl.program_id(0) % down) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = (tl.program_id(0) // down) * COLUMNS + tl.arange(0, COLUMNS)
     y = weight_product(
-        x_ptr, row, row < rows, weight_ptr, scale_ptr, zero_ptr, column, N, K, FORMAT, GROUP, ROUND, INNER, ROWS, COLUMNS
+        x_ptr,
+        row,
+        row < rows,
+        weight_ptr,
+        scale_ptr,
+        zero_ptr,
+        column,
+        N,
+        K,
+        FORMAT,
+        GROUP,
+        ROUND,
+        INNER,
+        ROWS,
+        COLUMNS,
     )
     inside = (row < rows)[:, None] & (column < N)[None, :]
     tl.store(y_ptr + row[:, None] * N + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)

@@ -70,13 +70,13 @@ class Builder:
         return node(lambda sizes: operate(evaluate(first, sizes), evaluate(second, sizes)))
 
 
-def dynamic(dtype: str, shape: list[int | str], opt: dict[str, int]) -> Any:
+def dynamic(kind: Any, shape: list[Node], opt: dict[str, int]) -> Any:
     """What a builder says of a tensor: its sizes, -1 where they vary, and the ones to time."""
     made = trt.DynamicPluginTensorDesc()
-    made.desc.type = getattr(trt.DataType, TENSORRT_NAMES[dtype])
+    made.desc.type = kind
     made.desc.format = trt.TensorFormat.LINEAR
-    made.desc.dims = trt.Dims([-1 if isinstance(size, str) else size for size in shape])
-    made.opt = trt.Dims([opt.get(size, size) if isinstance(size, str) else size for size in shape])
+    made.desc.dims = trt.Dims([size.value if size.is_constant() else -1 for size in shape])
+    made.opt = trt.Dims([evaluate(size, opt) for size in shape])
     return made
 
 
@@ -100,13 +100,8 @@ def drive(case: dict[str, Any]) -> dict[str, Any]:
     ]
     builder, first = Builder(), case["runs"][0]
     out_shapes = instance.get_output_shapes(shapes, [], builder)
-    inputs = [dynamic(dtype, shape, first) for dtype, shape in case["inputs"]]
-    outputs = [
-        dynamic(DTYPES[kind.name], [size.value if size.is_constant() else f"?{evaluate(size, first)}" for size in shape], {})
-        for kind, shape in zip(out_types, out_shapes, strict=True)
-    ]
-    for description, shape in zip(outputs, out_shapes, strict=True):
-        description.opt = trt.Dims([evaluate(size, first) for size in shape])
+    inputs = [dynamic(kind, shape, first) for kind, shape in zip(types, shapes, strict=True)]
+    outputs = [dynamic(kind, shape, first) for kind, shape in zip(out_types, out_shapes, strict=True)]
     in_out = [*inputs, *outputs]
     combinations = instance.get_supported_format_combinations(in_out, len(inputs))
     instance.configure_plugin(inputs, outputs)
@@ -148,7 +143,7 @@ def main() -> None:
     trtp._tensor.SymExprImpl = lambda argument: argument._expr
     for plugin in PLUGINS.values():
         register(trt, plugin, lambda: TARGET)
-    print(json.dumps([drive(case) for case in json.load(sys.stdin)]))
+    json.dump([drive(case) for case in json.load(sys.stdin)], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""Kernels compiled with no GPU: what their PTX takes and holds, and the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from dsv3export.errors import InternalError
+from dsv3export.plugins.kernels import cache
+from dsv3export.plugins.kernels.cache import compile_all, compiled, key_of
+from dsv3export.plugins.kernels.catalogue import PLUGINS, USES, builds
+from dsv3export.plugins.kernels.compiler import TARGETS
+from dsv3export.plugins.kernels.ptx import entry_with, matrix_instructions, parameter_types
+from dsv3export.plugins.kernels.quick_plugin import SHARED_LIMIT
+
+pytest.importorskip("triton")
+
+PTX = """.version 8.7
+.target sm_90a
+.visible .entry scale(
+	.param .u64 .ptr .global .align 1 scale_param_0,
+	.param .u32 scale_param_1,
+	.param .u64 .ptr .global .align 1 scale_param_2
+)
+.reqntid 128
+{
+	ld.param.b64 	%rd1, [scale_param_0];
+	ld.param.b32 	%r1, [scale_param_1];
+}
+"""
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(cache.DIRECTORY_VARIABLE, str(tmp_path / "kernels"))
+    return tmp_path / "kernels"
+
+
+def test_parameters_that_nothing_reads_are_dropped() -> None:
+    cut = entry_with(PTX, 2)
+    assert parameter_types(PTX) == ("u64", "u32", "u64")
+    assert parameter_types(cut) == ("u64", "u32")
+    assert cut.count("{") == 1
+
+
+def test_a_kernel_that_needs_scratch_memory_is_refused() -> None:
+    with pytest.raises(InternalError, match=r"scale needs scratch memory \(scale_param_1\)"):
+        entry_with(PTX, 1)
+
+
+def test_too_few_parameters_and_two_entries_are_refused() -> None:
+    with pytest.raises(InternalError, match="has 3 parameters, expected 4"):
+        entry_with(PTX, 4)
+    with pytest.raises(InternalError, match="expected one entry in the PTX, got 2"):
+        entry_with(PTX + PTX, 2)
+
+
+def test_matrix_instructions_are_counted_by_kind() -> None:
+    text = """wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {%f1};
+    mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1};
+    mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f2};"""
+    assert matrix_instructions(text) == {"wgmma.mma_async m64n64k32": 1, "mma.sync m16n8k16": 2}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_first_tiles_compile_for_each_target_and_fit(target: int) -> None:
+    """The default tactic of each use; `make kernels` compiles all tactics."""
+    firsts = [next(builds(use, target)) for use in USES if target >= PLUGINS[use.plugin].least]
+    for build, kernel in zip(firsts, compile_all([(build, target) for build in firsts], jobs=1), strict=True):
+        suffix = "a" if target >= 90 else ""
+        assert f".target sm_{target}{suffix}" in kernel.ptx
+        assert kernel.spilled == 0, build
+        assert kernel.shared <= SHARED_LIMIT, build
+        assert "/" not in kernel.ptx.replace("//", ""), "a path of this machine"
+
+
+def test_each_plugin_has_a_use() -> None:
+    assert {use.plugin for use in USES} == set(PLUGINS)
+
+
+def test_what_was_compiled_is_kept(empty_cache: Path) -> None:
+    build = next(builds(USES[0], 90))
+    first = compiled(build, 90)
+    with mock.patch.object(cache, "compile_build", side_effect=AssertionError("compiled again")):
+        assert compiled(build, 90) == first
+    (file,) = empty_cache.iterdir()
+    assert file.name == f"{key_of(build, 90)}.json"
+    file.write_text('{"name": "torn', encoding="utf-8")
+    assert compiled(build, 90) == first
+
+
+def test_the_key_has_all_that_decides_a_kernel() -> None:
+    use = USES[0]
+    first, second = list(builds(use, 90))[:2]
+    assert len({key_of(first, 90), key_of(first, 100), key_of(second, 90)}) == 3
+    with mock.patch("triton.__version__", "0"):
+        assert key_of(first, 90) != key_of(first, 100)
+
+
+def test_many_kernels_are_compiled_in_processes() -> None:
+    wanted = [(build, 89) for use in USES for build in builds(use, 89)][: cache._WORTH_PROCESSES]
+    kernels = compile_all(wanted, jobs=2)
+    assert [kernel.name for kernel in kernels] == [build.name for build, _ in wanted]
