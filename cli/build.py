@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3export.cli.byte_size import byte_size
-from dsv3export.cli.capabilities import BACKENDS, CACHE_FORMATS, PRECISIONS, PROVIDERS
+from dsv3export.cli.capabilities import BACKENDS, CACHE_FORMATS, COMPUTE, PRECISIONS, PROVIDERS
 from dsv3export.cli.command import Command
 from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import bytes_text, counted, print_json
+from dsv3export.cli.tensorrt_options import tensorrt_options
 
 if TYPE_CHECKING:
     from dsv3export.engine.manifest import Compute, Provider
+    from dsv3export.graphs.backend import TensorRTOptions
     from dsv3export.graphs.build import BuildReport
 
 
@@ -28,6 +30,7 @@ EXAMPLES = (
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int8 --cache-dtype fp8",
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int8 --max-memory 2GB --threads 2",
     "dsv3export build examples/tiny-dsv3 -o cuda.engine --precision int4 --provider cuda --compute f16",
+    "dsv3export build examples/tiny-dsv3 -o rtx.engine --backend tensorrt-rtx --precision fp8 --max-slots 4",
 )
 
 
@@ -46,9 +49,11 @@ EXAMPLES = (
 )
 @click.option(
     "--compute",
-    type=click.Choice(("bf16", "f16")),
-    help="On cuda: the type of products with integer and fp8 weights [default: bf16].",
+    type=click.Choice(COMPUTE),
+    help="The type of products with integer and fp8 weights on cuda, of all arithmetic on TensorRT [default: bf16,"
+    " or the type that all weights have].",
 )
+@tensorrt_options
 @click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True)
 @click.option("--recipe", type=PathName(path_type=Path), metavar="FILE", help="Precision by layer, from a file.")
 @click.option(
@@ -87,6 +92,7 @@ def command(
     backend: str,
     provider: Provider,
     compute: Compute | None,
+    tensorrt: TensorRTOptions,
     precision: str,
     recipe: Path | None,
     calibration: Path | None,
@@ -127,6 +133,7 @@ def command(
             threads=threads,
             provider=provider,
             compute=compute,
+            tensorrt=tensorrt,
         )
     facts = summary(output, report)
     if as_json:

@@ -10,6 +10,7 @@ from dsv3export.cli.packages import PackageState
 BACKENDS = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp8", "int8", "int4")
 CACHE_FORMATS = ("fp32", "bf16", "f16", "fp8")
+COMPUTE = ("fp32", "bf16", "f16")
 PROVIDERS = ("cpu", "cuda", "migraphx", "cann")
 
 COMPILER_PACKAGES = ("torch", "onnx", "onnx_ir")
@@ -18,9 +19,11 @@ COMPILER_PACKAGES = ("torch", "onnx", "onnx_ir")
 RUN_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("onnxruntime", precision): ("onnxruntime", "tokenizers") for precision in PRECISIONS
 }
-# A build needs no backend, only the compiler.
+# A build for ONNX Runtime needs no backend, only the compiler; TensorRT builds its engines itself.
 BUILD_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("onnxruntime", precision): COMPILER_PACKAGES for precision in PRECISIONS
+    **{("onnxruntime", precision): COMPILER_PACKAGES for precision in PRECISIONS},
+    **{("tensorrt-rtx", precision): (*COMPILER_PACKAGES, "tensorrt_rtx_bindings") for precision in PRECISIONS},
+    **{("tensorrt", precision): (*COMPILER_PACKAGES, "tensorrt") for precision in PRECISIONS},
 }
 
 
@@ -41,9 +44,10 @@ def capabilities(packages: Mapping[str, PackageState]) -> tuple[Capability, ...]
 
 
 def _judge(backend: str, precision: str, packages: Mapping[str, PackageState]) -> Capability:
-    if (backend, precision) not in RUN_PACKAGES:
-        return Capability(backend, precision, False, False, "not implemented in this version")
     lacks_to_build = _unusable(BUILD_PACKAGES[backend, precision], packages)
+    if (backend, precision) not in RUN_PACKAGES:
+        lacking = f"build needs {', '.join(lacks_to_build)}; " if lacks_to_build else ""
+        return Capability(backend, precision, not lacks_to_build, False, f"{lacking}run is not implemented")
     lacks_to_run = _unusable(RUN_PACKAGES[backend, precision], packages)
     reasons = [
         f"{verb} needs {', '.join(lacking)}"

@@ -11,6 +11,7 @@ from dsv3export.cli.command import Command
 from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import bytes_text, count_text, counted, print_facts, print_json, print_table
+from dsv3export.engine.program import PHASES
 from dsv3export.errors import EngineError
 from dsv3export.recipe import Recipe
 from dsv3export.recipe.recipe import DESCRIPTION_COLUMNS
@@ -122,7 +123,7 @@ def _show_engine(engine: dict[str, Any]) -> None:
             *([("calibration", _text(engine["calibration"]))] if engine["calibration"] is not None else []),
             *([("layers", _part(engine["layers"]))] if engine["layers"] is not None else []),
             ("backend", f"{backend['name']} {backend['built_with']}, opset {backend['opset']}"),
-            ("providers", _providers(backend)),
+            *_reach(engine),
             ("checkpoint", engine["checkpoint"]),
             ("state", state),
         ],
@@ -133,7 +134,39 @@ def _show_engine(engine: dict[str, Any]) -> None:
         for name, graph in engine["graphs"].items()
     ]
     columns = ("graph", "file", "nodes", "nodes in functions", "size")
-    print_table("Graphs", columns, rows, right=columns[2:])
+    if engine["program"] is None:
+        print_table("Graphs", columns, rows, right=columns[2:])
+    else:
+        _show_kinds(engine)
+
+
+def _reach(engine: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where an engine runs, and what its profiles reach to."""
+    program = engine["program"]
+    if program is None:
+        return [("providers", _providers(engine["backend"]))]
+    limits = program["limits"]
+    steps = f"{1 + limits['draft']} tokens of each when decoding, {limits['chunk']} in prefill"
+    return [
+        ("computes in", f"{engine['backend']['compute']}, latent cache {program['cache']}"),
+        ("devices", ", ".join(program["devices"]) or "the default of this TensorRT"),
+        ("reaches to", f"{counted(limits['slots'], 'slot')} of {limits['capacity']} tokens; in a step {steps}"),
+    ]
+
+
+def _show_kinds(engine: dict[str, Any]) -> None:
+    """TensorRT's engines: a row per layer kind."""
+    kinds, graphs = engine["program"]["kinds"], engine["graphs"]
+    rows = [
+        (name, str(kind["calls"]), str(kind["weights"]), *(_engine_size(graphs, kind, phase) for phase in PHASES))
+        for name, kind in kinds.items()
+    ]
+    columns = ("layer kind", "calls", "weights of each", *(f"{phase} engine" for phase in PHASES))
+    print_table("Engines", columns, rows, right=columns[1:])
+
+
+def _engine_size(graphs: dict[str, Any], kind: dict[str, Any], phase: str) -> str:
+    return bytes_text(graphs[kind["engines"][phase]]["bytes"])
 
 
 def _providers(backend: dict[str, Any]) -> str:

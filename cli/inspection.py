@@ -12,6 +12,7 @@ from dsv3export.cli.onnx_nodes import count_nodes
 from dsv3export.cli.subject import Subject
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import Manifest
+from dsv3export.engine.program import PROGRAM, Program
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.model_size import count_parameters
 from dsv3export.recipe import CACHE_FORMATS
@@ -109,14 +110,36 @@ def engine(files: EngineFiles | None, manifest: Manifest, problem: str | None) -
             name: {"file": graph.file, "bytes": graph.size, **_nodes(files, name)}
             for name, graph in manifest.graphs.items()
         },
+        "program": _program(files),
         "files": {name: record.size for name, record in manifest.files.items()},
         "checkpoint": manifest.checkpoint.path,
         "problem": problem,
     }
 
 
+def _program(files: EngineFiles | None) -> dict[str, Any] | None:
+    """What TensorRT's engines reach to; None for other backends and engines that cannot be used."""
+    if files is None or PROGRAM not in files.manifest.graphs:
+        return None
+    program = Program.from_json(files.graph(PROGRAM))
+    return {
+        "limits": asdict(program.limits),
+        "cache": program.cache,
+        "devices": program.devices,
+        "kinds": {
+            name: {
+                "engines": dict(kind.engines),
+                "calls": sum(call.kind == name for call in program.calls),
+                "weights": len(kind.weights),
+            }
+            for name, kind in program.kinds.items()
+        },
+    }
+
+
 def _nodes(files: EngineFiles | None, graph: str) -> dict[str, int | None]:
-    if files is None:
+    """Only ONNX files have nodes that can be counted."""
+    if files is None or not files.manifest.graphs[graph].file.endswith(".onnx"):
         return {"nodes": None, "function_nodes": None}
     nodes, function_nodes = count_nodes(files.graph(graph))
     return {"nodes": nodes, "function_nodes": function_nodes}

@@ -35,7 +35,7 @@ PACKAGES = (
     PackageEntry("torch", ("torch",), "build, graph"),
     PackageEntry("onnx", ("onnx",), "build, graph"),
     PackageEntry("onnx_ir", ("onnx-ir",), "build, graph"),
-    PackageEntry("tensorrt_rtx", ("tensorrt-rtx", "tensorrt_rtx_cu13"), "backend tensorrt-rtx"),
+    PackageEntry("tensorrt_rtx_bindings", ("tensorrt-rtx-cu13-bindings",), "backend tensorrt-rtx"),
     PackageEntry("tensorrt", ("tensorrt",), "backend tensorrt"),
     PackageEntry("triton", ("triton",), "GPU kernels"),
     PackageEntry("transformers", ("transformers",), "tests only"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-Unit = Literal["bytes", "tensors", "layers", "tokens", "ops", "kernels"]
+Unit = Literal["bytes", "tensors", "layers", "tokens", "ops", "kernels", "steps"]
 
 
 class Progress(Protocol):

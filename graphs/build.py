@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dsv3export import __version__
@@ -23,23 +21,15 @@ from dsv3export.engine.manifest import (
     WeightEntry,
 )
 from dsv3export.engine.plan import PlannedWeight
-from dsv3export.engine.writer import BY_REFERENCE, EngineWriter
+from dsv3export.engine.writer import EngineWriter
+from dsv3export.graphs.backend import BackendOptions, TensorRTOptions
+from dsv3export.graphs.backends import open_backend
 from dsv3export.graphs.build_key import build_key
-from dsv3export.graphs.buildable import check_buildable, check_calibration
+from dsv3export.graphs.buildable import check_calibration
 from dsv3export.graphs.calibration import Calibration, one_thread
 from dsv3export.graphs.calibration_text import calibration_record, calibration_sequences
-from dsv3export.graphs.lower.onnxruntime import lower, serialize
-from dsv3export.graphs.lower.onnxruntime.ops import RowOf
-from dsv3export.graphs.lower.onnxruntime.providers import (
-    as_computed,
-    check_experts,
-    lowering_for,
-    providers_with_kernels,
-)
-from dsv3export.graphs.lower.onnxruntime.serialize import Location
 from dsv3export.graphs.memory_plan import MemoryPlan, plan_memory
 from dsv3export.graphs.packer import Packer
-from dsv3export.graphs.passes.cache_format import narrow_cache
 from dsv3export.graphs.passes.embedding import embedding_dtype, store_embedding
 from dsv3export.graphs.passes.quantise import BITS, quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
@@ -89,6 +79,7 @@ def build_engine(
     threads: int | None = None,
     provider: Provider = "cpu",
     compute: Compute | None = None,
+    tensorrt: TensorRTOptions | None = None,
 ) -> BuildReport:
     """Build an engine directory from a checkpoint directory.
 
@@ -118,7 +109,9 @@ def build_engine(
             more.
         threads: How many units are made at once; None = one per physical core.
         provider: The execution provider that the engine is made for: "cpu" or "cuda".
-        compute: What products with integer and fp8 weights are computed in on CUDA, "bf16" (the default) or "f16".
+        compute: What products with integer and fp8 weights are computed in on CUDA, "bf16" (the default) or "f16"; all
+            that TensorRT computes, "bf16" unless all weights are of another float type.
+        tensorrt: What the TensorRT backends want to know beforehand.
 
     Raises:
         UserError: Bad input, a combination that cannot be built, a full disk, a bound of memory that is too low; `out`
@@ -130,34 +123,33 @@ def build_engine(
     chosen = Recipe.from_toml(recipe, calibrated) if recipe is not None else Recipe.for_precision(precision, calibrated)
     if cache_dtype is not None:
         chosen = chosen.with_cache(cache_dtype)
-    lowering, computed = lowering_for(provider, compute, chosen)
-    chosen = as_computed(lowering, chosen)
-    check_buildable(backend, chosen, provider)
+    options = BackendOptions(provider, compute, cache_dtype is not None, tensorrt or TensorRTOptions())
+    built_for = open_backend(backend, options)
+    chosen = built_for.adapted(chosen)
     check_calibration(chosen, calibrated)
     checkpoint = Checkpoint.open(Path(checkpoint_path))
-    check_experts(lowering, chosen, checkpoint.config)
+    built_for.check(chosen, checkpoint.config)
     chosen.check_layers(checkpoint.config.num_hidden_layers)
     parts = None if layers is None else sliced_layers(layers, checkpoint.config.num_hidden_layers)
     fitted, text, sequences = None, None, None
     if calibration is not None:
         sequences = calibration_sequences(Path(calibration), checkpoint)
         fitted, text = Calibration(checkpoint, sequences), calibration_record(Path(calibration), sequences)
-    lowered = _compiled(checkpoint, chosen, lowering.rows(computed), parts)
-    providers = providers_with_kernels(provider, chosen, computed)
-    opset = lowered.model.graph.opset_imports[""]
-    record = BackendRecord(backend, _onnxruntime_version(), opset, providers, computed)
+    lowered = built_for.lower(_quantised(checkpoint, chosen, parts), chosen, checkpoint)
     plan = plan_weights(lowered, checkpoint, copy_weights)
     units = plan_units(plan, lowered.weights, Packer(checkpoint, fitted), fitted)
     memory = plan_memory(units, threads or default_threads(), max_memory, fitted)
     key = build_key(checkpoint, plan, lowered.weights, units, sequences)
     with EngineWriter(Path(out), force, checkpoint, key) as writer:
+        compiled = built_for.compile(lowered, chosen, checkpoint.config, progress)
         progress.note(_announcement(plan, memory))
         with one_thread():
             entries = writer.write_weights(plan, units, memory.limits, progress)
-        graph = writer.write_file("graph/trunk.onnx", serialize(lowered.model, _locations(entries)))
+        files = compiled.files(entries)
+        graphs = {name: writer.write_file(file.name, file.data) for name, file in files.items()}
         writer.copy_tokenizer(checkpoint.path)
-        manifest = writer.finish(_manifest(checkpoint, chosen, record, graph, entries, parts, text))
-    size = graph.size + sum(record.size for record in manifest.files.values())
+        manifest = writer.finish(_manifest(checkpoint, chosen, compiled.record, graphs, entries, parts, text))
+    size = sum(graph.size for graph in graphs.values()) + sum(record.size for record in manifest.files.values())
     return BuildReport(
         manifest,
         size,
@@ -168,17 +160,14 @@ def build_engine(
     )
 
 
-def _compiled(
-    checkpoint: Checkpoint, recipe: Recipe, row_of: RowOf, layers: tuple[int, ...] | None
-) -> GraphWithWeights:
-    """Trace, quantise and lower; what each stage hands on is checked."""
+def _quantised(checkpoint: Checkpoint, recipe: Recipe, layers: tuple[int, ...] | None) -> GraphWithWeights:
+    """Trace and quantise; what each stage hands on is checked."""
     traced = graph_for(checkpoint.config, layers=layers)
     verify(traced)
     quantised = quantise(GraphWithWeights.traced(traced), recipe, checkpoint.config)
     quantised = store_embedding(quantised, embedding_dtype(checkpoint, recipe))
-    quantised = narrow_cache(quantised, recipe.cache, checkpoint.config)
     verify(quantised.model)
-    return lower(quantised, row_of, _router_dtype(checkpoint, recipe))
+    return quantised
 
 
 def _announcement(plan: Sequence[PlannedWeight], memory: MemoryPlan) -> str:
@@ -199,7 +188,7 @@ def _manifest(
     checkpoint: Checkpoint,
     recipe: Recipe,
     backend: BackendRecord,
-    graph: GraphRecord,
+    graphs: Mapping[str, GraphRecord],
     entries: Sequence[WeightEntry],
     layers: tuple[int, ...] | None,
     calibration: CalibrationRecord | None,
@@ -209,7 +198,7 @@ def _manifest(
         model=checkpoint.config.raw,
         recipe=recipe,
         backend=backend,
-        graphs={"trunk": graph},
+        graphs=dict(graphs),
         checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
         weights=tuple(entries),
         layers=layers,
@@ -224,27 +213,3 @@ def _requantised(checkpoint: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
     layers = range(checkpoint.config.num_hidden_layers)
     formats = {recipe.scheme(part, layer, len(layers)).format for part in LAYER_COMPONENTS for layer in layers}
     return tuple(sorted(formats & BITS.keys()))
-
-
-def _router_dtype(checkpoint: Checkpoint, recipe: Recipe) -> str:
-    """The dtype of the routers' weights: as stored, where the recipe leaves the experts' as they may be stored, too."""
-    stored = {info.dtype for name, info in checkpoint.tensors.items() if name.endswith(".mlp.gate.weight")}
-    as_stored = recipe.components["routed_experts"].format in ("fp8", "bf16", "f16")
-    return stored.pop() if as_stored and len(stored) == 1 else "F32"
-
-
-def _locations(entries: Sequence[WeightEntry]) -> Mapping[str, Location]:
-    """Where the graph says that its weights lie; what stays in the checkpoint is bound when the engine is loaded."""
-    by_reference = BY_REFERENCE, 0
-    return {
-        entry.name: Location(*(entry.pieces[0][:2] if entry.location == "engine" else by_reference), entry.nbytes)
-        for entry in entries
-    }
-
-
-def _onnxruntime_version() -> str:
-    """The installed version, for the record; a build does not need ONNX Runtime itself."""
-    for package in ("onnxruntime", "onnxruntime-gpu"):
-        with suppress(PackageNotFoundError):
-            return version(package)
-    return "not installed"

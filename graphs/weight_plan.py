@@ -27,6 +27,7 @@ _STORED_NAMES: Mapping[ir.DataType, str] = {
     ir.DataType.FLOAT16: "F16",
     ir.DataType.UINT8: "U8",
     ir.DataType.INT8: "I8",
+    ir.DataType.INT4: "U8",  # two in a byte
     ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
 }
 
@@ -47,7 +48,10 @@ def _plan(value: ir.Value, expr: WeightExpr, checkpoint: Checkpoint) -> PlannedW
     if value.dtype is None:
         raise InternalError(f"weight {value.name} has no dtype")
     sources = tuple(name for leaf in expr.leaves() for name in _sources(leaf, checkpoint))
-    dtype, shape = _STORED_NAMES[value.dtype], tuple(int(dim) for dim in dims_of(value))
+    shape = tuple(int(dim) for dim in dims_of(value))
+    if value.dtype == ir.DataType.INT4:
+        shape = (*shape[:-1], -(-shape[-1] // 2))
+    dtype = _STORED_NAMES[value.dtype]
     return PlannedWeight(str(value.name), dtype, shape, sources, expr.describe())
 
 

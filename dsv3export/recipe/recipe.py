@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -122,6 +122,30 @@ class Recipe:
             return last.components[component]
         return self.components[component]
 
+    def schemes(self) -> Iterator[tuple[Component, Scheme]]:
+        """Every scheme, with its component; one that holds for some layers only too."""
+        yield from self.components.items()
+        for group in (self.first_layers, self.last_layers):
+            if group is not None:
+                yield from group.components.items()
+
+    def weight_schemes(self) -> Iterator[tuple[Component, Scheme]]:
+        """Those of components that are multiplied with: an embedding is looked up."""
+        return (pair for pair in self.schemes() if pair[0] != "embedding")
+
+    def unrounded(self) -> Recipe:
+        """The same without rounding of activations to int8."""
+
+        def group(layers: LayerGroup | None) -> LayerGroup | None:
+            return None if layers is None else replace(layers, components=_unrounded(layers.components))
+
+        return replace(
+            self,
+            components=_unrounded(self.components),
+            first_layers=group(self.first_layers),
+            last_layers=group(self.last_layers),
+        )
+
     def check_layers(self, layers: int) -> None:
         """Raises RecipeError if the recipe speaks of more layers than the model has."""
         for key, group in (("first_layers", self.first_layers), ("last_layers", self.last_layers)):
@@ -139,6 +163,13 @@ class Recipe:
                 rows.append((component, f"{name} {group.count}", group.components[component].describe()))
             rows.append((component, "others" if special else "all", self.components[component].describe()))
         return rows
+
+
+def _unrounded(schemes: Schemes) -> dict[Component, Scheme]:
+    return {
+        name: replace(scheme, activations="none") if scheme.activations == "int8" else scheme
+        for name, scheme in schemes.items()
+    }
 
 
 def _group(table: Table, key: str, schemes: Schemes, calibrated: bool) -> LayerGroup | None:

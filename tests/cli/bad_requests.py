@@ -88,7 +88,11 @@ BAD_REQUESTS = (
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--precision", "fp7"), ("--precision", "fp7", "fp32")),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--cache-dtype", "fp4"), ("--cache-dtype", "fp4", "bf16")),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--backend", "tensorrt"), ("backend tensorrt",)),
-    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--backend", "tensorrt-rtx"), ("backend tensorrt-rtx",)),
+    BadRequest(
+        ("build", "CHECKPOINT", "-o", "TARGET", "--backend", "tensorrt-rtx", "--provider", "cuda"),
+        ("provider", "backend onnxruntime", "tensorrt-rtx"),
+    ),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--max-slots", "4"), ("max_slots", "tensorrt-rtx")),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--recipe", "mix.json"), ("mix.json",)),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--colour", "red"), ("--colour",)),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "more"), ("more",)),

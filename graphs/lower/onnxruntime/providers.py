@@ -5,8 +5,8 @@ docs/providers.md says which kernels these are, and where that is known from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import get_args
 
 from dsv3export.config import ModelConfig
@@ -14,8 +14,7 @@ from dsv3export.engine.manifest import Compute, Provider
 from dsv3export.errors import BackendError, RequestError
 from dsv3export.graphs.lower.onnxruntime import cuda
 from dsv3export.graphs.lower.onnxruntime.ops import RowOf, row
-from dsv3export.recipe import CACHE_FORMATS, CacheFormat, Component, Recipe, Scheme
-from dsv3export.recipe.recipe import LayerGroup
+from dsv3export.recipe import CACHE_FORMATS, CacheFormat, Recipe, Scheme
 from dsv3export.recipe.scheme import Format
 
 
@@ -78,7 +77,7 @@ def lowering_for(provider: Provider, compute: Compute | None, recipe: Recipe) ->
             f"cache {recipe.cache} on provider {provider}", expected=" or ".join(lowering.caches),
             fix="Choose another --cache-dtype.",
         )  # fmt: skip
-    if not any(scheme.format in ("int8", "int4", "fp8") for _, scheme in weight_schemes(recipe)):
+    if not any(scheme.format in ("int8", "int4", "fp8") for _, scheme in recipe.weight_schemes()):
         if compute is not None:
             raise RequestError(
                 "compute", expected="a recipe with an integer or fp8 component", got=recipe.precision,
@@ -97,7 +96,7 @@ def check_experts(lowering: Lowering, recipe: Recipe, config: ModelConfig) -> No
     """Raises BackendError where the provider's kernels refuse the experts' format, groups or widths."""
     if not config.n_routed_experts:
         return
-    for component, scheme in schemes(recipe):
+    for component, scheme in recipe.schemes():
         if component == "routed_experts":
             _check_scheme(lowering, scheme, recipe.source)
             _check_widths(lowering.expert_multiples[scheme.format], scheme.format, config)
@@ -131,24 +130,7 @@ def _check_widths(multiple: int, format: Format, config: ModelConfig) -> None:
 
 def as_computed(lowering: Lowering, recipe: Recipe) -> Recipe:
     """The recipe with activations as the provider's kernels leave them: the engine should say what it does."""
-    if lowering.rounds_activations:
-        return recipe
-
-    def unrounded(components: Mapping[Component, Scheme]) -> dict[Component, Scheme]:
-        return {
-            name: replace(scheme, activations="none") if scheme.activations == "int8" else scheme
-            for name, scheme in components.items()
-        }
-
-    def group(layers: LayerGroup | None) -> LayerGroup | None:
-        return None if layers is None else replace(layers, components=unrounded(layers.components))
-
-    return replace(
-        recipe,
-        components=unrounded(recipe.components),
-        first_layers=group(recipe.first_layers),
-        last_layers=group(recipe.last_layers),
-    )
+    return recipe if lowering.rounds_activations else recipe.unrounded()
 
 
 def providers_with_kernels(provider: Provider, recipe: Recipe, compute: Compute) -> tuple[Provider, ...]:
@@ -158,20 +140,7 @@ def providers_with_kernels(provider: Provider, recipe: Recipe, compute: Compute)
     """
     if provider == "cpu":
         return ("cpu",)
-    formats = {scheme.format for _, scheme in weight_schemes(recipe)}
+    formats = {scheme.format for _, scheme in recipe.weight_schemes()}
     if formats & {"bf16", "fp8"} or (compute == "bf16" and formats & {"int8", "int4"}):
         return (provider,)
     return (provider, "cpu")
-
-
-def schemes(recipe: Recipe) -> Iterator[tuple[Component, Scheme]]:
-    """Every scheme of a recipe, with its component; one that holds for some layers only too."""
-    yield from recipe.components.items()
-    for group in (recipe.first_layers, recipe.last_layers):
-        if group is not None:
-            yield from group.components.items()
-
-
-def weight_schemes(recipe: Recipe) -> Iterator[tuple[Component, Scheme]]:
-    """Those of components that are multiplied with: an embedding is looked up."""
-    return (pair for pair in schemes(recipe) if pair[0] != "embedding")

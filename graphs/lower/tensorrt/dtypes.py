@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from dsv3export.engine.manifest import Compute
 from dsv3export.errors import InternalError
 from dsv3export.graphs.lower.tensorrt.objects import DataType, Module
 
@@ -35,7 +34,8 @@ _STORED: Mapping[ir.DataType, str] = {
     ir.DataType.INT64: "I64",
     ir.DataType.BOOL: "BOOL",
 }
-COMPUTE_TYPES: Mapping[Compute, str] = {"fp32": "F32", "bf16": "BF16", "f16": "F16"}
+# What activations and the cache may be, by the names that options have for it.
+FLOAT_TYPES: Mapping[str, str] = {"fp32": "F32", "bf16": "BF16", "f16": "F16"}
 
 
 def trt_type(trt: Module, stored: str) -> DataType:

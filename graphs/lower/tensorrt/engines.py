@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from dsv3export.engine.program import Kind, Limits, Phase
+from dsv3export.engine.program import PHASES, Kind, Limits, Phase
 from dsv3export.errors import BackendError
 from dsv3export.graphs.lower.tensorrt.emit import Emitter, Types
 from dsv3export.graphs.lower.tensorrt.flavour import Flavour
@@ -15,6 +15,7 @@ from dsv3export.graphs.lower.tensorrt.log import make_logger
 from dsv3export.graphs.lower.tensorrt.network import define
 from dsv3export.graphs.lower.tensorrt.objects import IBuilder, IBuilderConfig, Module
 from dsv3export.graphs.lower.tensorrt.profiles import add_profile
+from dsv3export.graphs.lower.tensorrt.progress import Steps
 from dsv3export.graphs.lower.tensorrt.row import Key, Row
 
 
@@ -46,12 +47,22 @@ class BuiltEngine:
     kind: Kind
 
 
-def build_engine(target: Target, function: ir.Function, results: Sequence[str], phase: Phase) -> BuiltEngine:
+def build_kind(
+    target: Target, function: ir.Function, results: Sequence[str], steps: Steps
+) -> Mapping[Phase, BuiltEngine]:
+    """Build a prepared layer kind for both phases; see `build_engine`."""
+    return {phase: build_engine(target, function, results, phase, steps) for phase in PHASES}
+
+
+def build_engine(
+    target: Target, function: ir.Function, results: Sequence[str], phase: Phase, steps: Steps | None = None
+) -> BuiltEngine:
     """Build one layer kind for one phase.
 
     Args:
         function: The prepared kind.
         results: Names of its results.
+        steps: Is told how far the build is.
 
     Raises BackendError with what TensorRT says where it refuses the network.
     """
@@ -69,7 +80,11 @@ def build_engine(target: Target, function: ir.Function, results: Sequence[str], 
         raise _refusal(what, logger.errors) from None
     config = _config(target, builder)
     add_profile(builder, config, emitter.inputs, phase, target.limits)
+    if steps is not None:
+        steps.watch(config)
     serialized = builder.build_serialized_network(network, config)
+    if steps is not None:
+        steps.built()
     if serialized is None:
         raise _refusal(what, logger.errors)
     return BuiltEngine(bytes(serialized), _kind(emitter))
@@ -81,7 +96,9 @@ def _refusal(what: str, errors: Sequence[str]) -> BackendError:
 
 def _config(target: Target, builder: IBuilder) -> IBuilderConfig:
     config, trt = builder.create_builder_config(), target.trt
+    # Layer names, which carry provenance, are kept; float32 means float32.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)
     if target.devices:
         config.num_compute_capabilities = len(target.devices)
         for place, name in enumerate(target.devices):

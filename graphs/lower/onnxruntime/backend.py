@@ -1,0 +1,110 @@
+"""ONNX Runtime as a backend of the build: one ONNX file, whose weights are external data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.config import ModelConfig
+from dsv3export.engine.manifest import BackendRecord, Compute, Provider, WeightEntry
+from dsv3export.engine.writer import BY_REFERENCE
+from dsv3export.errors import BackendError, RequestError
+from dsv3export.graphs.backend import BackendOptions, GraphFile, router_dtype
+from dsv3export.graphs.lower.onnxruntime.lowering import lower
+from dsv3export.graphs.lower.onnxruntime.providers import (
+    Lowering,
+    as_computed,
+    check_experts,
+    lowering_for,
+    providers_with_kernels,
+)
+from dsv3export.graphs.lower.onnxruntime.serialize import Location, serialize
+from dsv3export.graphs.passes.cache_format import narrow_cache
+from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.spec import verify
+from dsv3export.progress import Progress
+from dsv3export.recipe import Recipe
+
+NAME = "onnxruntime"
+
+
+class OnnxRuntimeBackend:
+    """Builds for one of ONNX Runtime's providers. Raises RequestError for options of other backends."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        if given := [name for name, value in vars(options.tensorrt).items() if value not in (None, ())]:
+            raise RequestError(
+                given[0], expected="backend tensorrt-rtx or tensorrt", got=NAME,
+                fix="Leave it out: ONNX Runtime's engines have no such limit.",
+            )  # fmt: skip
+        self._provider: Provider = options.provider
+        self._asked = options.compute
+
+    def adapted(self, recipe: Recipe) -> Recipe:
+        computed = as_computed(self._lowering(recipe)[0], recipe)
+        _check_activations(computed, self._provider)
+        return computed
+
+    def check(self, recipe: Recipe, config: ModelConfig) -> None:
+        check_experts(self._lowering(recipe)[0], recipe, config)
+
+    def lower(self, graph: GraphWithWeights, recipe: Recipe, checkpoint: Checkpoint) -> GraphWithWeights:
+        narrowed = narrow_cache(graph, recipe.cache, checkpoint.config)
+        verify(narrowed.model)
+        lowering, compute = self._lowering(recipe)
+        return lower(narrowed, lowering.rows(compute), router_dtype(checkpoint, recipe))
+
+    def compile(self, graph: GraphWithWeights, recipe: Recipe, config: ModelConfig, progress: Progress) -> OnnxFile:
+        compute = self._lowering(recipe)[1]
+        opset = graph.model.graph.opset_imports[""]
+        providers = providers_with_kernels(self._provider, recipe, compute)
+        return OnnxFile(graph, BackendRecord(NAME, _installed_version(), opset, providers, compute))
+
+    def _lowering(self, recipe: Recipe) -> tuple[Lowering, Compute]:
+        return lowering_for(self._provider, self._asked, recipe)
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """The one graph of an engine; it says where its weights lie."""
+
+    graph: GraphWithWeights
+    record: BackendRecord
+
+    def files(self, entries: Sequence[WeightEntry]) -> Mapping[str, GraphFile]:
+        return {"trunk": GraphFile("graph/trunk.onnx", serialize(self.graph.model, _locations(entries)))}
+
+
+def _check_activations(recipe: Recipe, provider: Provider) -> None:
+    """Raises BackendError for a component whose activations cannot be rounded, or left, as the recipe wants."""
+    for component, scheme in recipe.schemes():
+        if provider == "cpu" and (component, scheme.format, scheme.activations) == ("routed_experts", "int8", "none"):
+            raise BackendError(
+                f"{recipe.source}: {component} as int8 with activations none on {NAME}",
+                expected="activations int8: ONNX Runtime's QMoE rounds them at 8 bits whatever it is asked",
+            )
+        if scheme.activations == "1x128":
+            raise BackendError(
+                f"{recipe.source}: {component} with activations 1x128 on {NAME}",
+                expected="activations none, which this version builds; the executor rounds activations",
+            )
+
+
+def _locations(entries: Sequence[WeightEntry]) -> Mapping[str, Location]:
+    """Where the graph says that its weights lie; what stays in the checkpoint is bound when the engine is loaded."""
+    by_reference = BY_REFERENCE, 0
+    return {
+        entry.name: Location(*(entry.pieces[0][:2] if entry.location == "engine" else by_reference), entry.nbytes)
+        for entry in entries
+    }
+
+
+def _installed_version() -> str:
+    """The installed version, for the record; a build does not need ONNX Runtime itself."""
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return "not installed"

@@ -1,0 +1,106 @@
+"""TensorRT and TensorRT-RTX as backends of the build: two engines for each layer kind, and a program of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dsv3export.checkpoint import Checkpoint
+from dsv3export.config import ModelConfig
+from dsv3export.engine.manifest import BackendRecord, Compute, WeightEntry
+from dsv3export.engine.program import PHASES, PROGRAM, Phase, Program
+from dsv3export.errors import RequestError
+from dsv3export.graphs.backend import BackendOptions, GraphFile, TensorRTOptions, router_dtype
+from dsv3export.graphs.lower.tensorrt.choices import cache_for, check_devices, check_schemes, compute_for, limits_for
+from dsv3export.graphs.lower.tensorrt.dtypes import FLOAT_TYPES
+from dsv3export.graphs.lower.tensorrt.emit import Types
+from dsv3export.graphs.lower.tensorrt.engines import BuiltEngine, Target, build_kind
+from dsv3export.graphs.lower.tensorrt.flavour import Flavour
+from dsv3export.graphs.lower.tensorrt.network import result_names
+from dsv3export.graphs.lower.tensorrt.prepare import prepare
+from dsv3export.graphs.lower.tensorrt.program import program_of
+from dsv3export.graphs.lower.tensorrt.progress import Steps
+from dsv3export.graphs.lower.tensorrt.rows import rows_for
+from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.progress import Progress
+from dsv3export.recipe import Recipe
+from dsv3export.runtime.tensorrt_module import load_tensorrt
+
+
+class TensorRTBackend:
+    """Builds for one flavour.
+
+    Raises:
+        BackendError: The flavour's package is missing.
+        RequestError: An option of another backend, or a device that it cannot build for.
+    """
+
+    def __init__(self, flavour: Flavour, options: BackendOptions) -> None:
+        if options.provider != "cpu":
+            raise RequestError(
+                "provider", expected="backend onnxruntime", got=flavour.name, fix="Leave --provider out."
+            )
+        self._flavour = flavour
+        self._options = options
+        self._asked: TensorRTOptions = options.tensorrt
+        self._devices = _checked_devices(flavour, self._asked.devices)
+        self._trt = load_tensorrt(flavour.name)
+
+    def adapted(self, recipe: Recipe) -> Recipe:
+        check_schemes(self._flavour, recipe)
+        compute = self._compute(recipe)
+        check_devices(self._devices, compute)
+        cache = cache_for(self._flavour, recipe, compute, self._options.cache_given)
+        return replace(recipe.unrounded(), cache=cache)
+
+    def check(self, recipe: Recipe, config: ModelConfig) -> None:
+        limits_for(self._asked, config)
+
+    def lower(self, graph: GraphWithWeights, recipe: Recipe, checkpoint: Checkpoint) -> GraphWithWeights:
+        return prepare(graph, rows_for(self._flavour), router_dtype(checkpoint, recipe))
+
+    def compile(self, graph: GraphWithWeights, recipe: Recipe, config: ModelConfig, progress: Progress) -> KindEngines:
+        compute, limits = self._compute(recipe), limits_for(self._asked, config)
+        types = Types(FLOAT_TYPES[compute], FLOAT_TYPES[recipe.cache], limits.capacity)
+        target = Target(self._trt, self._flavour, rows_for(self._flavour), types, limits, self._devices)
+        results = result_names(graph.model)
+        functions = [function for function in graph.model.functions.values() if function.name in results]
+        built = {}
+        with Steps(self._trt, progress, len(functions) * len(PHASES)) as steps:
+            for function in functions:
+                built[function.name] = build_kind(target, function, results[function.name], steps)
+        opset = graph.model.graph.opset_imports[""]
+        version = str(self._trt.__version__)
+        record = BackendRecord(self._flavour.name, version, opset, (), compute)
+        return KindEngines(record, program_of(graph.model, target, built, compute, version), built)
+
+    def _compute(self, recipe: Recipe) -> Compute:
+        return compute_for(recipe, self._options.compute)
+
+
+@dataclass(frozen=True)
+class KindEngines:
+    """The engines of all kinds, and how they are called."""
+
+    record: BackendRecord
+    program: Program
+    engines: Mapping[str, Mapping[Phase, BuiltEngine]]
+
+    def files(self, entries: Sequence[WeightEntry]) -> Mapping[str, GraphFile]:
+        files = {PROGRAM: GraphFile("graph/program.json", self.program.to_json())}
+        for name, kind in self.program.kinds.items():
+            for phase, engine in kind.engines.items():
+                files[engine] = GraphFile(f"graph/{engine}.engine", self.engines[name][phase].data)
+        return files
+
+
+def _checked_devices(flavour: Flavour, devices: tuple[str, ...]) -> tuple[str, ...]:
+    known = flavour.compute_capabilities
+    for device in devices:
+        if device not in known:
+            raise RequestError(
+                f"device {device} of backend {flavour.name}",
+                expected=f"one of {', '.join(known)}" if known else "none: the engine is for the device that builds it",
+                fix="Leave --device out, or choose another.",
+            )
+    return tuple(dict.fromkeys(devices))

@@ -1,0 +1,72 @@
+"""What is computed in which type and for which sizes; what a flavour cannot do is refused here, before any work."""
+
+from __future__ import annotations
+
+from dsv3export.config import ModelConfig
+from dsv3export.engine.manifest import Compute
+from dsv3export.engine.program import Limits
+from dsv3export.errors import BackendError, RequestError
+from dsv3export.graphs.backend import TensorRTOptions
+from dsv3export.graphs.lower.tensorrt.flavour import Flavour
+from dsv3export.recipe import CacheFormat, Recipe
+
+MAX_SLOTS, MAX_LENGTH, PREFILL_CHUNK, MAX_DRAFT = 8, 4096, 256, 1
+# TensorRT counts elements in 32 bits: slots * chunk * width stays far below.
+_MOST = 1 << 20
+
+
+def check_schemes(flavour: Flavour, recipe: Recipe) -> None:
+    """Raises BackendError for the first component that the flavour cannot compute as the recipe wants it."""
+    for component, scheme in recipe.schemes():
+        where = f"{recipe.source}: {component} as {scheme.format}"
+        if scheme.activations == "1x128" and not flavour.rounds_activations:
+            raise BackendError(
+                f"{where} with activations 1x128 on {flavour.name}", expected="activations none",
+                fix="Choose that, or --backend tensorrt, which has a plugin for it.",
+            )  # fmt: skip
+
+
+def check_devices(devices: tuple[str, ...], compute: Compute) -> None:
+    """Raises RequestError where a device has no arithmetic in what is computed in."""
+    if "sm75" in devices and compute == "bf16":
+        raise RequestError(
+            "device sm75", expected="a type that Turing computes in", got="bf16", fix="Give --compute f16 as well."
+        )
+
+
+def compute_for(recipe: Recipe, asked: Compute | None) -> Compute:
+    """What activations are computed in: what was asked for, else bfloat16.
+
+    But float32 and float16 where all weights are that.
+    """
+    if asked is not None:
+        return asked
+    formats = {scheme.format for _, scheme in recipe.weight_schemes()}
+    return "fp32" if formats == {"fp32"} else "f16" if formats == {"f16"} else "bf16"
+
+
+def cache_for(flavour: Flavour, recipe: Recipe, compute: Compute, given: bool) -> CacheFormat:
+    """What the latent cache is kept in: as the recipe says; float32, which is its default, as what is computed in."""
+    if recipe.cache == "fp8":
+        raise BackendError(
+            f"{recipe.source}: cache fp8 on {flavour.name}", expected="fp32, bf16 or f16",
+            fix="TensorRT updates no FP8 cache in place: choose another --cache-dtype.",
+        )  # fmt: skip
+    return recipe.cache if given or recipe.cache != "fp32" else compute
+
+
+def limits_for(options: TensorRTOptions, config: ModelConfig) -> Limits:
+    """What the profiles reach to. Raises RequestError for a limit that makes no sense, or not for this model."""
+    longest = config.max_position_embeddings
+    capacity = _within("max_length", options.max_length, min(MAX_LENGTH, longest), 1, longest)
+    chunk = _within("prefill_chunk", options.prefill_chunk, min(PREFILL_CHUNK, capacity), 1, capacity)
+    draft = _within("max_draft", options.max_draft, min(MAX_DRAFT, capacity - 1), 0, capacity - 1)
+    slots = _within("max_slots", options.max_slots, MAX_SLOTS, 1, _MOST // chunk)
+    return Limits(slots, draft, chunk, capacity)
+
+
+def _within(name: str, asked: int | None, default: int, least: int, most: int) -> int:
+    value = default if asked is None else asked
+    if not least <= value <= most:
+        raise RequestError(name, expected=f"{least} to {most}", got=str(value))
+    return value
