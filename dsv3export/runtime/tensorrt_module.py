@@ -5,7 +5,10 @@ Nothing is imported before it is asked for: full TensorRT has gigabytes of libra
 
 from __future__ import annotations
 
+import gc
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -54,3 +57,19 @@ def load_tensorrt(flavour: FlavourName) -> ModuleType:
         got=problem,
         fix=f"Install it: pip install 'dsv3export[{package.extra}]'.",
     )
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """For calls into TensorRT with a logger that is written in Python; also a decorator.
+
+    TensorRT logs with locks held. A logger in Python may start the garbage collector; were that to destroy one of
+    TensorRT's objects, it would wait for the same locks forever.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -17,6 +17,7 @@ from dsv3export.graphs.lower.tensorrt.objects import IBuilder, IBuilderConfig, M
 from dsv3export.graphs.lower.tensorrt.profiles import add_profile
 from dsv3export.graphs.lower.tensorrt.progress import Steps
 from dsv3export.graphs.lower.tensorrt.row import Key, Row
+from dsv3export.runtime.tensorrt_module import without_collector
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def build_kind(
     return {phase: build_engine(target, function, results, phase, steps) for phase in PHASES}
 
 
+@without_collector()
 def build_engine(
     target: Target, function: ir.Function, results: Sequence[str], phase: Phase, steps: Steps | None = None
 ) -> BuiltEngine:

@@ -13,11 +13,9 @@ raises `RefusedError` with the logged reason.
 from __future__ import annotations
 
 import ctypes
-import gc
 import hashlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +35,7 @@ from dsv3export.graphs.lower.tensorrt.record import (
     TensorFact,
     Value,
 )
+from dsv3export.runtime.tensorrt_module import without_collector
 
 # Class of TensorRT -> kind of reference. Classes that a module lacks are passed over; subclasses go with their base.
 _KINDS = {
@@ -44,7 +43,7 @@ _KINDS = {
     "ILayer": "layer",
     "ILoop": "loop",
     "IIfConditional": "conditional",
-    "IAttention": "attention",
+    "IAttention": "layer",  # it stands for several, and has inputs, outputs, attributes and a name as one has
     "INetworkDefinition": "network",
     "Builder": "builder",
     "IBuilderConfig": "config",
@@ -91,7 +90,7 @@ class _Proxy:
     _reference: Ref
 
     def __init__(self, real: Any, recorder: Recorder, journal: _Journal, reference: Ref) -> None:
-        # Weak: a cycle would leave TensorRT's objects to the garbage collector, see `_without_collector`.
+        # Weak: a cycle would leave TensorRT's objects to the garbage collector, see `without_collector`.
         for name, value in zip(_OWN, (real, weakref.proxy(recorder), journal, reference), strict=True):
             object.__setattr__(self, name, value)
 
@@ -126,22 +125,6 @@ class _Proxy:
 
 
 _OWN = ("_real", "_recorder", "_journal", "_reference")
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Inside TensorRT.
-
-    It logs with locks held, and to log in Python may start the collector; were that to destroy one of TensorRT's
-    objects, it would wait for the same locks forever.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _is_proxy(value: object) -> bool:
@@ -180,7 +163,7 @@ class Recorder:
 
     def Builder(self, logger: Any) -> Any:  # noqa: N802  # TensorRT's own name
         """As `tensorrt.Builder`. Errors that are logged through it are remembered as well."""
-        with _without_collector():
+        with without_collector():
             return self.wrap(self._module.Builder(self._listening(logger)), self._outer)
 
     def Weights(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  # TensorRT's own name
@@ -216,7 +199,7 @@ class Recorder:
         record = self._finish(*args, **kwargs) if method == "build_serialized_network" else None
         self._errors.clear()
         real = getattr(target._real, method)
-        with _without_collector():
+        with without_collector():
             result = real(*map(_unwrap, args), **{name: _unwrap(value) for name, value in kwargs.items()})
         if result is None and method.startswith("add_"):
             raise RefusedError(f"TensorRT refused {method}({_shown(told, named)}): {self._reason()}")
@@ -229,7 +212,7 @@ class Recorder:
     def assign(self, target: _Proxy, name: str, value: Any) -> None:
         """Forward, record, and refuse what TensorRT ignored."""
         self._errors.clear()
-        with _without_collector():
+        with without_collector():
             setattr(target._real, name, _unwrap(value))
         told = self._value(value, target._journal)
         if self._errors:

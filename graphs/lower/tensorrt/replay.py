@@ -19,6 +19,7 @@ from dsv3export.graphs.lower.tensorrt.replay_layers.layer import DTYPES
 from dsv3export.graphs.lower.tensorrt.replay_layers.memory import unpack_int4
 
 _RENAMED = {"output_type": "to_type", "axesMask": "axes"}  # arguments of adding calls -> the layer's attribute
+_TENSOR_ATTRIBUTES = {("add_attention_v2", "mask"): 3}  # attributes that are tensors -> the input they are here
 
 
 class Replay:
@@ -67,13 +68,21 @@ class Replay:
     def _define(self, event: Call | Assignment) -> None:
         if isinstance(event, Assignment):
             if event.target.kind == "layer" and event.attribute not in ("name", "metadata"):
-                self._layer_of(event.target).attributes[event.attribute] = event.value
+                self._layer_attribute(self._layer_of(event.target), event.attribute, event.value)
         elif event.target.kind == "layer":
             self._layer_call(event)
         elif event.target.kind == "network":
             self._network_call(event)
         elif event.target.kind not in ("tensor", "builder"):
             raise ReplayError(f"{event.target.kind}.{event.method} is not replayed")
+
+    def _layer_attribute(self, layer: Layer, name: str, value: Value) -> None:
+        if not isinstance(value, Ref):
+            layer.attributes[name] = value
+        elif (layer.method, name) in _TENSOR_ATTRIBUTES:
+            _set_input(layer, _TENSOR_ATTRIBUTES[layer.method, name], value)
+        else:
+            raise layer.error(f"{name} is a tensor, which is not replayed")
 
     def _layer_of(self, reference: Ref) -> Layer:
         if reference.index not in self._layers:
@@ -87,9 +96,7 @@ class Replay:
             layer.outputs[_integer(call.args[0])] = call.result.index
             self._producer[call.result.index] = call.target.index
         elif call.method == "set_input":
-            position, tensor = call.args
-            layer.inputs += [None] * (_integer(position) + 1 - len(layer.inputs))
-            layer.inputs[_integer(position)] = tensor.index if isinstance(tensor, Ref) else None
+            _set_input(layer, _integer(call.args[0]), call.args[1])
         elif not call.method.startswith("get_"):
             raise layer.error(f"{call.method} is not replayed")
 
@@ -167,6 +174,11 @@ class Replay:
 def replay_of(record: Record) -> Replay:
     """What computes the recorded network. Raises ReplayError, by layer, for what cannot be replayed."""
     return Replay(record)
+
+
+def _set_input(layer: Layer, position: int, tensor: Value) -> None:
+    layer.inputs += [None] * (position + 1 - len(layer.inputs))
+    layer.inputs[position] = tensor.index if isinstance(tensor, Ref) else None
 
 
 def _tensors(values: Sequence[Value]) -> list[int]:

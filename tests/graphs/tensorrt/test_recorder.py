@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,24 @@ def test_a_tensor_that_is_not_what_tensorrt_says_is_noticed() -> None:
 
     with pytest.raises(ReplayError, match=r"computed torch.float32\[3, 2\] where TensorRT says HALF\[3, -1\]"):
         replay_of(record).run(named([X]))
+
+
+def test_the_collector_does_not_run_inside_tensorrt(recorder: Recorder) -> None:
+    """It may destroy objects of TensorRT, which waits forever for locks that are held while TensorRT logs."""
+    enabled: list[bool] = []
+
+    class Log(recorder.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            recorder.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            enabled.append(gc.isenabled())
+
+    network = recorder.Builder(Log()).create_network(1 << int(recorder.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    x = network.add_input("x", recorder.float32, (2, 3))
+    with pytest.raises(RefusedError):
+        network.add_dequantize(x, x, recorder.float32)
+
+    assert enabled
+    assert not any(enabled)
+    assert gc.isenabled()
