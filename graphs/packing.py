@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3export.graphs.quantise import dequantise_blocks
+from dsv3export.graphs.quantise.int_weight import middle
+from dsv3export.graphs.quantise.packing import unpack
 from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
 
 Array = NDArray[Any]
@@ -62,6 +64,23 @@ def _blocks(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
     return arrays[0].reshape(-1, dims["G"], dims["P/G"])
 
 
+def _signed_int8(arrays: Sequence[Array], _: Mapping[str, Any]) -> Array:
+    """Bytes with the upper bit turned: numbers 128 less and signed; of two in a byte, the upper one 8 less."""
+    return (arrays[0] ^ np.uint8(0x80)).view(np.int8)
+
+
+def _signed_int4(arrays: Sequence[Array], _: Mapping[str, Any]) -> Array:
+    """Bytes of two unsigned numbers each as bytes of two signed ones, 8 less: uint8, the low half first."""
+    return arrays[0] ^ np.uint8(0x88)
+
+
+def _zero_offset(arrays: Sequence[Array], params: Mapping[str, Any]) -> Array:
+    """Scales [..., N, G] and packed zero points -> (zero point - middle) * scale, float32 [..., N, G]."""
+    scale, packed = arrays
+    zero_point = unpack(packed, params["bits"], scale.shape[-1]).astype(np.float32)
+    return (zero_point - np.float32(middle(params["bits"]))) * scale
+
+
 def _scale_rows(arrays: Sequence[Array], dims: Mapping[str, Any]) -> Array:
     """Scales of blocks of 128 x 128, [n, g] -> one per row and block: [N, g]."""
     return np.repeat(arrays[0], BLOCK, axis=0)[: dims["N"]]
@@ -87,7 +106,7 @@ FLOAT_TYPES = {
     "float16": np.dtype(np.float16),
 }
 # Those that treat each row of a matrix on its own as well.
-BY_ROWS = frozenset({"blocks"})
+BY_ROWS = frozenset({"blocks", "signed_int8", "signed_int4", "zero_offset"})
 PACKINGS: dict[str, Packing] = {
     "interleave_gate_up": _interleave,
     "blocks": _blocks,
@@ -99,6 +118,9 @@ PACKINGS: dict[str, Packing] = {
     "w_uv_int8": lambda arrays, dims: _columns_int8(_w_uv(arrays, dims)),
     "w_uv_scale": lambda arrays, dims: _columns_scale(_w_uv(arrays, dims)),
     "scale_rows": _scale_rows,
+    "signed_int8": _signed_int8,
+    "signed_int4": _signed_int4,
+    "zero_offset": _zero_offset,
 }
 # Those that exist once per float type, in which the result is rounded.
 _ROUNDED: dict[str, Packing] = {

@@ -72,11 +72,12 @@ class Emitter(Layers):
             self._length = self._input(Port(LENGTH, "I64", (1,), host=True))
         return self._length
 
-    def declare(self, value: ir.Value) -> None:
+    def declare(self, value: ir.Value, rows: Mapping[Key, Row]) -> None:
         """Make an input of the layer kind one of the network."""
         name, shape = str(value.name), tuple(dims_of(value))
         if is_weight(value):
-            port = Port(name, stored_type(value.dtype), shape)
+            as_bits = any(place in find_row(rows, node).as_bits for node, place in value.uses())
+            port = Port(name, "I8" if as_bits else stored_type(value.dtype), shape)
             self.weights.append(port)
             self._tensors[value] = self._add_input(port)
         elif name == "cache":

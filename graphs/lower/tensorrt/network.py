@@ -39,7 +39,7 @@ def define(
     emitter = Emitter(trt, network, flavour, types, function.name, phase)
     network.name = f"{function.name}.{phase}"
     for value in function.inputs:
-        emitter.declare(value)
+        emitter.declare(value, rows)
     for node in function:
         if node.op_type != "Constant":
             emitter.emit(node, rows)

@@ -33,12 +33,14 @@ class Row:
             op's own. They may depend on the op's dims and attributes.
         packed: The packed weights; these too.
         numbers: Positions of inputs that are read as numbers where they are constants: see `constant_of`.
+        as_bits: Positions of weights of 8 bits that the network takes as int8, whatever the bits mean.
     """
 
     emit: Emit
     inputs: tuple[str, ...] | Callable[[Dims, Attributes], tuple[str, ...]] | None = None
     packed: tuple[Packed, ...] | Callable[[Dims, Attributes], tuple[Packed, ...]] = ()
     numbers: tuple[int, ...] = ()
+    as_bits: tuple[int, ...] = ()
 
     def inputs_for(self, dims: Dims, attributes: Attributes) -> tuple[str, ...] | None:
         """The formal inputs for known dims."""

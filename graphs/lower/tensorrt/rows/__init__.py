@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dsv3export.errors import InternalError
 from dsv3export.graphs.lower.tensorrt.flavour import Flavour
 from dsv3export.graphs.lower.tensorrt.row import Key, Row
-from dsv3export.graphs.lower.tensorrt.rows import standard
+from dsv3export.graphs.lower.tensorrt.rows import attention, cache, experts, linear, route, standard
 
 
 def joined(tables: Sequence[Mapping[Key, Row]]) -> Mapping[Key, Row]:
@@ -24,7 +24,7 @@ def joined(tables: Sequence[Mapping[Key, Row]]) -> Mapping[Key, Row]:
     return rows
 
 
-NATIVE_ROWS = joined((standard.ROWS,))
+NATIVE_ROWS = joined((standard.ROWS, linear.ROWS, cache.ROWS, attention.ROWS, route.ROWS, experts.ROWS))
 
 
 def rows_for(flavour: Flavour) -> Mapping[Key, Row]:
