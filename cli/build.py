@@ -67,6 +67,7 @@ EXAMPLES = (
     metavar="START:STOP",
     help="Only these decoder layers, a slice as in Python: to measure memory and speed at true shapes, not to write.",
 )
+@click.option("--no-mtp", is_flag=True, help="Leave the MTP layer, which drafts tokens, out of the engine.")
 @click.option(
     "--cache-dtype",
     type=click.Choice(CACHE_FORMATS),
@@ -97,6 +98,7 @@ def command(
     recipe: Path | None,
     calibration: Path | None,
     layers: str | None,
+    no_mtp: bool,
     cache_dtype: str | None,
     max_memory: int | None,
     threads: int | None,
@@ -134,6 +136,7 @@ def command(
             provider=provider,
             compute=compute,
             tensorrt=tensorrt,
+            mtp=not no_mtp,
         )
     facts = summary(output, report)
     if as_json:
@@ -154,6 +157,7 @@ def summary(output: Path, report: BuildReport) -> dict[str, Any]:
         "compute": report.manifest.backend.compute,
         "recipe": report.manifest.recipe.to_json(),
         "layers": report.manifest.layers,
+        "mtp": "mtp" in report.manifest.graphs,
         "engine_bytes": report.engine_bytes,
         "weights": {
             "stored": {"tensors": len(stored), "bytes": sum(stored)},

@@ -38,12 +38,13 @@ def describe(subject: Subject, files: EngineFiles | None = None, problem: str | 
         problem: Why the engine cannot be used.
     """
     part = None if subject.manifest is None else subject.manifest.layers
+    mtp = subject.manifest is None or "mtp" in subject.manifest.graphs
     facts: dict[str, Any] = {
         "kind": subject.kind,
         "path": subject.path,
         "config": {key: value for key, value in asdict(subject.config).items() if key != "raw"},
-        "layers": layers_by_kind(subject.config, part),
-        "parameters": asdict(count_parameters(subject.config, part)),
+        "layers": layers_by_kind(subject.config, part, mtp),
+        "parameters": asdict(count_parameters(subject.config, part)) | ({} if mtp else {"mtp": 0}),
         "cache": cache(subject.config, subject.manifest),
     }
     if subject.checkpoint is not None:
@@ -54,12 +55,12 @@ def describe(subject: Subject, files: EngineFiles | None = None, problem: str | 
     return facts
 
 
-def layers_by_kind(config: ModelConfig, part: Sequence[int] | None = None) -> dict[str, list[int]]:
+def layers_by_kind(config: ModelConfig, part: Sequence[int] | None = None, mtp: bool = True) -> dict[str, list[int]]:
     """Layer kind -> layer numbers; `mtp_layer` are those after the trunk. Of a `part` of the layers, only those."""
     kinds: dict[str, list[int]] = {"dense_layer": [], "moe_layer": []}
     for layer in range(config.num_hidden_layers) if part is None else part:
         kinds[config.layer_kind(layer)].append(layer)
-    kinds["mtp_layer"] = list(config.mtp_layer_ids) if part is None else []
+    kinds["mtp_layer"] = list(config.mtp_layer_ids) if part is None and mtp else []
     return {kind: layers for kind, layers in kinds.items() if layers}
 
 

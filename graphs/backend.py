@@ -10,6 +10,7 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import BackendRecord, Compute, Provider, WeightEntry
 from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.trace import Part
 from dsv3export.progress import Progress
 from dsv3export.recipe import Recipe
 
@@ -72,6 +73,11 @@ class Compiled(Protocol):
 class Backend(Protocol):
     """How engines are built for one backend, with the options of one build."""
 
+    @property
+    def takes_mtp(self) -> bool:
+        """Whether engines may have the MTP layer."""
+        ...
+
     def adapted(self, recipe: Recipe) -> Recipe:
         """The recipe as the engine will compute it. Raises UserError for what the backend cannot do."""
         ...
@@ -84,8 +90,10 @@ class Backend(Protocol):
         """Lower a quantised graph, which is used up; its weights are then those of the engine."""
         ...
 
-    def compile(self, graph: GraphWithWeights, recipe: Recipe, config: ModelConfig, progress: Progress) -> Compiled:
-        """Make what the backend loads, as far as that needs no weights. Raises BackendError."""
+    def compile(
+        self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, config: ModelConfig, progress: Progress
+    ) -> Compiled:
+        """Make of the lowered graphs what the backend loads, as far as that needs no weights. Raises BackendError."""
         ...
 
 

@@ -28,13 +28,13 @@ from dsv3export.graphs.build_key import build_key
 from dsv3export.graphs.buildable import check_calibration
 from dsv3export.graphs.calibration import Calibration, one_thread
 from dsv3export.graphs.calibration_text import calibration_record, calibration_sequences
+from dsv3export.graphs.executor import quantised_graph
 from dsv3export.graphs.memory_plan import MemoryPlan, plan_memory
 from dsv3export.graphs.packer import Packer
-from dsv3export.graphs.passes.embedding import embedding_dtype, store_embedding
-from dsv3export.graphs.passes.quantise import BITS, quantise
-from dsv3export.graphs.rewrite import GraphWithWeights
-from dsv3export.graphs.spec import verify
-from dsv3export.graphs.trace import graph_for
+from dsv3export.graphs.passes.embedding import embedding_dtype
+from dsv3export.graphs.passes.quantise import BITS
+from dsv3export.graphs.rewrite import GraphWithWeights, merged_weights
+from dsv3export.graphs.trace import Part
 from dsv3export.graphs.weight_plan import plan_weights
 from dsv3export.graphs.weight_units import plan_units
 from dsv3export.progress import NoProgress, Progress
@@ -80,11 +80,12 @@ def build_engine(
     provider: Provider = "cpu",
     compute: Compute | None = None,
     tensorrt: TensorRTOptions | None = None,
+    mtp: bool = True,
 ) -> BuildReport:
     """Build an engine directory from a checkpoint directory.
 
     1. open      the checkpoint: config, index and every header are checked before anything else
-    2. trace     the reference into the graph, one function per layer kind, and verify it
+    2. trace     the reference into graphs, of the trunk and of the MTP layer, one function per layer kind; verify them
     3. quantise  each component to the precision that the recipe gives it, then the latent cache
     4. lower     the dsv3 ops and the weight layouts to the backend
     5. plan      which weights are written and which stay in the checkpoint, in what units they are made, and what
@@ -112,6 +113,8 @@ def build_engine(
         compute: What products with integer and fp8 weights are computed in on CUDA, "bf16" (the default) or "f16"; all
             that TensorRT computes, "bf16" unless all weights are of another float type.
         tensorrt: What the TensorRT backends want to know beforehand.
+        mtp: Take the MTP layer along, where the checkpoint has one, the engine all layers and the backend a way to run
+            it: a graph of its own, which the runtime opens for drafts only. Of several MTP layers the first is taken.
 
     Raises:
         UserError: Bad input, a combination that cannot be built, a full disk, a bound of memory that is too low; `out`
@@ -131,15 +134,22 @@ def build_engine(
     built_for.check(chosen, checkpoint.config)
     chosen.check_layers(checkpoint.config.num_hidden_layers)
     parts = None if layers is None else sliced_layers(layers, checkpoint.config.num_hidden_layers)
+    with_mtp = mtp and parts is None and built_for.takes_mtp and checkpoint.config.num_nextn_predict_layers > 0
+    model_parts: tuple[Part, ...] = ("trunk", "mtp") if with_mtp else ("trunk",)
     fitted, text, sequences = None, None, None
     if calibration is not None:
         sequences = calibration_sequences(Path(calibration), checkpoint)
         fitted, text = Calibration(checkpoint, sequences), calibration_record(Path(calibration), sequences)
-    lowered = built_for.lower(_quantised(checkpoint, chosen, parts), chosen, checkpoint)
-    plan = plan_weights(lowered, checkpoint, copy_weights)
-    units = plan_units(plan, lowered.weights, Packer(checkpoint, fitted), fitted)
+    lowered: dict[Part, GraphWithWeights] = {}
+    for part in model_parts:
+        embedding = embedding_dtype(checkpoint, chosen)
+        graph = quantised_graph(checkpoint.config, part, chosen, embedding, parts if part == "trunk" else None)
+        lowered[part] = built_for.lower(graph, chosen, checkpoint)
+    exprs = merged_weights(lowered.values())
+    plan = plan_weights(list(lowered.values()), checkpoint, copy_weights)
+    units = plan_units(plan, exprs, Packer(checkpoint, fitted), fitted)
     memory = plan_memory(units, threads or default_threads(), max_memory, fitted)
-    key = build_key(checkpoint, plan, lowered.weights, units, sequences)
+    key = build_key(checkpoint, plan, exprs, units, sequences)
     with EngineWriter(Path(out), force, checkpoint, key) as writer:
         compiled = built_for.compile(lowered, chosen, checkpoint.config, progress)
         progress.note(_announcement(plan, memory))
@@ -158,16 +168,6 @@ def build_engine(
         memory.expected,
         _requantised(checkpoint, chosen),
     )
-
-
-def _quantised(checkpoint: Checkpoint, recipe: Recipe, layers: tuple[int, ...] | None) -> GraphWithWeights:
-    """Trace and quantise; what each stage hands on is checked."""
-    traced = graph_for(checkpoint.config, layers=layers)
-    verify(traced)
-    quantised = quantise(GraphWithWeights.traced(traced), recipe, checkpoint.config)
-    quantised = store_embedding(quantised, embedding_dtype(checkpoint, recipe))
-    verify(quantised.model)
-    return quantised
 
 
 def _announcement(plan: Sequence[PlannedWeight], memory: MemoryPlan) -> str:

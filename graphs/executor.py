@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
@@ -19,24 +22,26 @@ from dsv3export.graphs.passes.cache_format import narrow_cache
 from dsv3export.graphs.passes.embedding import embedding_dtype, store_embedding
 from dsv3export.graphs.passes.quantise import quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.spec import verify
 from dsv3export.graphs.tensors import numpy_array, torch_tensor
 from dsv3export.graphs.trace import Part, graph_for
 from dsv3export.graphs.weight_cache import WeightCache
-from dsv3export.recipe import Recipe
+from dsv3export.recipe import Recipe, Scheme
+from dsv3export.runtime.drafting import draft_logits, no_drafts
 from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 
 DEFAULT_MAX_WEIGHT_BYTES = 4 << 30
 
 
 class Executor:
-    """Runs a checkpoint's graph; also a `Session`, so that the runtime's generation works on top of it.
+    """Runs a checkpoint's graph; also a `DraftingSession`, so that the runtime's generation works on top of it.
 
     Args:
         checkpoint: The weights; read one layer at a time when they exceed `max_weight_bytes`.
         max_weight_bytes: How many bytes of weights to keep in memory.
         recipe: Run the graph at this precision instead of float32: what an engine of that recipe should compute.
         calibration_ids: The sequences that the recipe's calibrated components (method gptq) are fitted to; from
-            `calibration_sequences` for an engine's. The MTP layer is not calibrated: it has no drafts then.
+            `calibration_sequences` for an engine's. The MTP layer is not calibrated: see `part_recipe`.
 
     Raises RequestError where the recipe needs a calibration that is not given, or the other way round.
     """
@@ -53,7 +58,7 @@ class Executor:
         chosen = recipe or Recipe.for_precision("fp32")
         self.cache_layout = CacheLayout.of(chosen.cache, self.config)
         self.cache_on_host = True
-        self._mtp_cache_layout = CacheLayout.of(chosen.cache, self.config, layers=1)
+        self._draft_cache_layout = CacheLayout.of(chosen.cache, self.config, layers=1)
         check_calibration(chosen, calibration_ids is not None)
         calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)
         trunk = recipe_graph(self.config, "trunk", chosen, embedding_dtype(checkpoint, chosen))
@@ -83,16 +88,53 @@ class Executor:
         logit_rows: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """One step over a contiguous range of slots; see `dsv3export.runtime.session.Session.step`."""
-        inputs = {
-            "input_ids": torch.from_numpy(input_ids),
-            "start": torch.from_numpy(start),
-            "logit_rows": torch.from_numpy(logit_rows),
-        }
-        caches = {name: torch_tensor(array) for name, array in cache.inputs(slots)}
+        return self.step_hidden(input_ids, start, cache, slots, logit_rows)[0]
+
+    def step_hidden(
+        self,
+        input_ids: NDArray[np.int64],
+        start: NDArray[np.int64],
+        cache: LatentCache,
+        slots: range,
+        logit_rows: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `dsv3export.runtime.session.DraftingSession.step_hidden`."""
+        inputs = {"input_ids": input_ids, "start": start, "logit_rows": logit_rows, **dict(cache.inputs(slots))}
+        outputs = self._step(self._trunk, inputs)
+        return outputs["logits"], outputs["final_hidden"]
+
+    @property
+    def draft_cache_layout(self) -> CacheLayout:
+        """Of the MTP layer's cache. Raises RequestError where the model has no such layer."""
+        self._drafter()
+        return self._draft_cache_layout
+
+    def draft(
+        self,
+        hidden: NDArray[np.float32],
+        next_ids: NDArray[np.int64],
+        start: NDArray[np.int64],
+        cache: LatentCache,
+        slots: range,
+        logit_rows: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `dsv3export.runtime.session.DraftingSession.draft`."""
+        inputs: dict[str, NDArray[Any]] = {"input_ids": next_ids, "start": start, "logit_rows": logit_rows}
+        inputs |= {"final_hidden": hidden, **dict(cache.inputs(slots, self.config.num_hidden_layers))}
+        outputs = self._step(self._drafter(), inputs)
+        return outputs["logits"], outputs["draft_hidden"]
+
+    def _step(self, model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        tensors = {name: torch_tensor(array) for name, array in inputs.items()}
         with torch.inference_mode():
-            outputs = run(self._trunk, inputs | caches, self._weights)
-        logits: NDArray[np.float32] = outputs["logits"].numpy()
-        return logits
+            outputs = run(model, tensors, self._weights)
+        floats = ("logits", "final_hidden", "draft_hidden")
+        return {name: outputs[name].numpy() for name in floats if name in outputs}
+
+    def _drafter(self) -> ir.Model:
+        if self._mtp is None:
+            raise no_drafts(str(self._weights.checkpoint.path))
+        return self._mtp
 
     def logits(self, token_ids: list[int]) -> NDArray[np.float32]:
         """Logits after each token: float32 [len, vocab]."""
@@ -115,20 +157,8 @@ class Executor:
 
     def draft_logits(self, token_ids: list[int]) -> NDArray[np.float32]:
         """The MTP layer's drafts: row i is a guess for token i+2 from h_i and token i+1; float32 [len-1, vocab]."""
-        if self._mtp is None:
-            raise RequestError("draft_logits", expected="a model with num_nextn_predict_layers > 0", got="0")
         self._check(token_ids)
-        count = len(token_ids) - 1
-        if count < 1:
-            raise RequestError("draft_logits", expected="at least 2 tokens", got="1")
-        final_hidden = self._whole(token_ids[:-1], None)["final_hidden"]
-        cache = LatentCache(self._mtp_cache_layout, 1, count)
-        views = cache.inputs(range(1), first_layer=self.config.num_hidden_layers)
-        inputs = sequence_inputs(token_ids[1:]) | {name: torch_tensor(array) for name, array in views}
-        inputs["final_hidden"] = final_hidden
-        with torch.inference_mode():
-            drafts: NDArray[np.float32] = run(self._mtp, inputs, self._weights)["logits"].numpy()
-        return drafts
+        return draft_logits(self, token_ids, chunk=len(token_ids))
 
     def _whole(self, token_ids: list[int], observe: Observer | None) -> dict[str, torch.Tensor]:
         """Run a whole sequence through the trunk from an empty cache."""
@@ -146,11 +176,46 @@ class Executor:
             raise RequestError("token ids", expected=f"0..{self.vocab_size - 1}", got=str(wrong[0]))
 
 
-def recipe_graph(config: ModelConfig, part: Part, recipe: Recipe, embedding: str = "F32") -> GraphWithWeights:
-    """The graph that the executor runs: traced, quantised, embedding and cache in their formats.
+def recipe_graph(
+    config: ModelConfig,
+    part: Part,
+    recipe: Recipe,
+    embedding: str = "F32",
+) -> GraphWithWeights:
+    """The graph that the executor runs: that of `quantised_graph`, with the cache in its format."""
+    graph = quantised_graph(config, part, recipe, embedding)
+    return narrow_cache(graph, recipe.cache, config)
+
+
+def quantised_graph(
+    config: ModelConfig,
+    part: Part,
+    recipe: Recipe,
+    embedding: str = "F32",
+    layers: Sequence[int] | None = None,
+) -> GraphWithWeights:
+    """Trace and quantise; what each stage hands on is checked.
 
     Args:
         embedding: safetensors dtype of the embedding table.
+        layers: As for `graph_for`.
     """
-    quantised = quantise(GraphWithWeights.traced(graph_for(config, part)), recipe, config)
-    return narrow_cache(store_embedding(quantised, embedding), recipe.cache, config)
+    traced = graph_for(config, part) if layers is None else graph_for(config, part, layers)
+    verify(traced)
+    quantised = quantise(GraphWithWeights.traced(traced), part_recipe(recipe, part), config)
+    graph = store_embedding(quantised, embedding)
+    verify(graph.model)
+    return graph
+
+
+def part_recipe(recipe: Recipe, part: Part) -> Recipe:
+    """What a recipe says of a part of the model.
+
+    Calibration runs the trunk over its text, and knows nothing of what the MTP layer's weights are multiplied with: its
+    integers are those with the least squared error (`mse`) where the trunk's are fitted to the text (`gptq`).
+    """
+    return recipe if part == "trunk" else recipe.with_schemes(_uncalibrated)
+
+
+def _uncalibrated(scheme: Scheme) -> Scheme:
+    return replace(scheme, method="mse") if scheme.needs_calibration else scheme

@@ -7,7 +7,7 @@ expression over the model's weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,16 @@ class GraphWithWeights:
         """A freshly traced model: every weight is itself."""
         names = [str(value.name) for value in model.graph.inputs if is_weight(value)]
         return cls(model, {name: leaf(name) for name in names})
+
+
+def merged_weights(graphs: Iterable[GraphWithWeights]) -> dict[str, WeightExpr]:
+    """The weights of several graphs of one model, in their order; those that graphs share once."""
+    merged: dict[str, WeightExpr] = {}
+    for graph in graphs:
+        for name, expr in graph.weights.items():
+            if merged.setdefault(name, expr) != expr:
+                raise InternalError(f"two graphs want {name} as {merged[name].describe()} and as {expr.describe()}")
+    return merged
 
 
 @dataclass(frozen=True)

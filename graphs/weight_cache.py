@@ -36,6 +36,7 @@ class WeightCache:
         max_bytes: int,
         calibration: Calibration | None = None,
     ) -> None:
+        self.checkpoint = checkpoint
         self._packer = Packer(checkpoint, calibration)
         self._exprs = exprs
         self._group_of = {name: group for group in weight_groups(exprs) for name in group}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from dsv3export.checkpoint.model_weights import checkpoint_tensors, is_bank
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.errors import InternalError
 from dsv3export.graphs.fp8_parts import FP8_PARTS, FP8_SCALES, fp8_sources
-from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.rewrite import GraphWithWeights, merged_weights
 from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.weight_expr import WeightExpr
 
@@ -32,13 +32,14 @@ _STORED_NAMES: Mapping[ir.DataType, str] = {
 }
 
 
-def plan_weights(graph: GraphWithWeights, checkpoint: Checkpoint, copy_weights: bool) -> list[PlannedWeight]:
-    """One row per weight of a lowered graph, in the order of its inputs."""
-    values = {str(value.name): value for value in graph.model.graph.inputs}
-    plan = [_plan(values[name], expr, checkpoint) for name, expr in graph.weights.items()]
+def plan_weights(graphs: Sequence[GraphWithWeights], checkpoint: Checkpoint, copy_weights: bool) -> list[PlannedWeight]:
+    """One row per weight of an engine's lowered graphs, in the order of their inputs."""
+    values = {str(value.name): value for graph in graphs for value in graph.model.graph.inputs}
+    exprs = merged_weights(graphs)
+    plan = [_plan(values[name], expr, checkpoint) for name, expr in exprs.items()]
     if copy_weights:
         return plan
-    referring = [_referring(weight, graph.weights[weight.name], checkpoint) for weight in plan]
+    referring = [_referring(weight, exprs[weight.name], checkpoint) for weight in plan]
     if not any(weight.reference and weight.nbytes >= MIN_REFERENCE_BYTES for weight in referring):
         return plan
     return referring

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -94,6 +94,15 @@ class Recipe:
         """The same with another cache format. Raises RecipeError for one that does not exist."""
         return replace(self, cache=cast("CacheFormat", check_choice("cache", cache, CACHE_FORMATS)))
 
+    def with_schemes(self, change: Callable[[Scheme], Scheme]) -> Recipe:
+        """The same with each scheme, of groups of layers too, as `change` makes it."""
+        return replace(
+            self,
+            components=_changed(self.components, change),
+            first_layers=_changed_group(self.first_layers, change),
+            last_layers=_changed_group(self.last_layers, change),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Everything spelled out, in a fixed order, so that other defaults cannot change what it means."""
         components = _spelled(self.components)
@@ -135,15 +144,8 @@ class Recipe:
 
     def unrounded(self) -> Recipe:
         """The same without rounding of activations to int8."""
-
-        def group(layers: LayerGroup | None) -> LayerGroup | None:
-            return None if layers is None else replace(layers, components=_unrounded(layers.components))
-
-        return replace(
-            self,
-            components=_unrounded(self.components),
-            first_layers=group(self.first_layers),
-            last_layers=group(self.last_layers),
+        return self.with_schemes(
+            lambda scheme: replace(scheme, activations="none") if scheme.activations == "int8" else scheme
         )
 
     def check_layers(self, layers: int) -> None:
@@ -165,11 +167,12 @@ class Recipe:
         return rows
 
 
-def _unrounded(schemes: Schemes) -> dict[Component, Scheme]:
-    return {
-        name: replace(scheme, activations="none") if scheme.activations == "int8" else scheme
-        for name, scheme in schemes.items()
-    }
+def _changed(schemes: Schemes, change: Callable[[Scheme], Scheme]) -> Schemes:
+    return {component: change(scheme) for component, scheme in schemes.items()}
+
+
+def _changed_group(group: LayerGroup | None, change: Callable[[Scheme], Scheme]) -> LayerGroup | None:
+    return None if group is None else replace(group, components=_changed(group.components, change))
 
 
 def _group(table: Table, key: str, schemes: Schemes, calibrated: bool) -> LayerGroup | None:

@@ -84,8 +84,10 @@ class SharedHead(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, hidden: Tensor, logit_rows: Tensor) -> Tensor:
-        return self.head(self.norm(hidden).flatten(0, 1).index_select(0, logit_rows))
+    def forward(self, hidden: Tensor, logit_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Head`'s."""
+        normed = self.norm(hidden)
+        return self.head(normed.flatten(0, 1).index_select(0, logit_rows)), normed
 
 
 class MtpLayer(DecoderLayer):
@@ -107,11 +109,16 @@ class MtpLayer(DecoderLayer):
         sin: Tensor,
         cache: Tensor,
         logit_rows: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """embedded [B, S, D] of tokens i+1, final_hidden [B, S, D] of tokens i -> draft logits [R, V], cache."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """embedded [B, S, D] of tokens i+1, final_hidden [B, S, D] of tokens i -> draft logits [R, V], hidden, cache.
+
+        ``hidden`` [B, S, D], after this layer's own final norm, takes the place of ``final_hidden`` where the layer
+        drafts on from its own draft.
+        """
         joined = torch.cat([self.enorm(embedded), self.hnorm(final_hidden)], dim=-1)
         hidden, cache = super().forward(self.eh_proj(joined), start, cos, sin, cache)
-        return self.shared_head(hidden, logit_rows), cache
+        logits, draft_hidden = self.shared_head(hidden, logit_rows)
+        return logits, draft_hidden, cache
 
 
 class ReferenceModel(nn.Module):

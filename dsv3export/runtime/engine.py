@@ -15,6 +15,7 @@ from dsv3export.engine.typed_json import read_json
 from dsv3export.errors import BackendError, RequestError
 from dsv3export.runtime.batching.prefix_cache import prefix_cache_for
 from dsv3export.runtime.batching.run import run_requests
+from dsv3export.runtime.drafting import can_draft, draft_logits, no_drafts
 from dsv3export.runtime.generation import (
     PREFILL_CHUNK,
     GenerationResult,
@@ -144,6 +145,17 @@ class Engine:
         ids = self.limits.check_ids(token_ids)
         self.limits.check_length(len(ids), 0)
         return prompt_logits(self.session, ids, self.prefill_chunk)
+
+    def draft_logits(self, token_ids: TokenIds) -> Logits:
+        """The MTP layer's drafts: row i is a guess for token i+2, float32[len(token_ids) - 1, vocab].
+
+        Raises RequestError, also where the engine has no MTP layer.
+        """
+        ids = self.limits.check_ids(token_ids)
+        self.limits.check_length(len(ids), 0)
+        if not can_draft(self.session):
+            raise no_drafts(f"engine {self._files.path}")
+        return draft_logits(self.session, ids, self.prefill_chunk)
 
     @overload
     def generate(

@@ -10,6 +10,7 @@ from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Logits = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Hidden = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class Session(Protocol):
@@ -44,5 +45,44 @@ class Session(Protocol):
 
         Returns:
             Logits of those rows, float32[R, vocab_size].
+        """
+        ...
+
+
+class DraftingSession(Session, Protocol):
+    """A session that also has the model's MTP layer, which drafts the token after the next.
+
+    A trunk that has just predicted token i+1 from token i gives its hidden state to the MTP layer, which guesses token
+    i+2; and with its own hidden state and that guess, token i+3, and so on, less and less well.
+    """
+
+    @property
+    def draft_cache_layout(self) -> CacheLayout:
+        """Of the MTP layer's own latent cache. Raises RequestError where the model has no such layer."""
+        ...
+
+    def step_hidden(
+        self, input_ids: IntArray, start: IntArray, cache: LatentCache, slots: range, logit_rows: IntArray
+    ) -> tuple[Logits, Hidden]:
+        """As `step`; also the hidden state of all tokens after the final norm, float32[B, S, D]."""
+        ...
+
+    def draft(
+        self, hidden: Hidden, next_ids: IntArray, start: IntArray, cache: LatentCache, slots: range,
+        logit_rows: IntArray,
+    ) -> tuple[Logits, Hidden]:  # fmt: skip
+        """Runs the MTP layer over S pairs of B sequences and writes their latents into its cache, in place.
+
+        Args:
+            hidden: float32[B, S, D], of token i: from `step_hidden`, or of an earlier draft.
+            next_ids: int64[B, S], token i+1.
+            start: int64[B], pairs that the cache holds before; the pair (b, s) has position start[b] + s, that of
+                its token i.
+            cache: Of `draft_cache_layout`.
+            slots, logit_rows: As for `step`.
+
+        Returns:
+            Logits of token i+2, float32[R, vocab_size], and what takes the place of `hidden` for the pair of tokens
+            i+1 and i+2, float32[B, S, D].
         """
         ...

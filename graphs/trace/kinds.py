@@ -67,6 +67,6 @@ def layer_kinds(config: ModelConfig) -> dict[str, LayerKind]:
         LayerKind("dense_layer", lambda: DecoderLayer(config, moe=False), layer, ("hidden", "updated")),
         LayerKind("moe_layer", lambda: DecoderLayer(config, moe=True), layer, ("hidden", "updated")),
         LayerKind("head", lambda: Head(config), (Argument("hidden", hidden), rows), ("logits", "final_hidden")),
-        LayerKind("mtp_layer", lambda: MtpLayer(config, moe), mtp, ("logits", "updated")),
+        LayerKind("mtp_layer", lambda: MtpLayer(config, moe), mtp, ("logits", "draft_hidden", "updated")),
     ]
     return {kind.name: kind for kind in kinds}

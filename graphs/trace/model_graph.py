@@ -32,7 +32,8 @@ def graph_for(config: ModelConfig, part: Part = "trunk", layers: Sequence[int] |
     ``logits`` [R, V], ``final_hidden`` [B, S, D] and ``latent_cache.{i}.updated``. With `layers`, only those decoder
     layers stand between embedding and head, under their own names; cache i is that of the i-th of them.
 
-    MTP: ``final_hidden`` of tokens i joins the inputs, ``input_ids`` are tokens i+1; outputs ``logits`` and the cache.
+    MTP: ``final_hidden`` of tokens i joins the inputs, ``input_ids`` are tokens i+1; outputs ``logits``,
+    ``draft_hidden`` [B, S, D] (what ``final_hidden`` is to the trunk) and the cache.
     """
     builder = _Builder(config)
     chosen = range(config.num_hidden_layers) if layers is None else layers
@@ -75,8 +76,9 @@ class _Builder:
         cache = self._input("mtp_layer", "cache", f"latent_cache.{layer}")
         rows = self._input("mtp_layer", "logit_rows")
         arguments = [embedded, final_hidden, self._inputs["start"], cos, sin, cache, rows]
-        logits, updated = self._call("mtp_layer", f"layers.{layer}", arguments)
-        outputs = [_renamed(logits, "logits"), _renamed(updated, f"latent_cache.{layer}.updated")]
+        logits, draft_hidden, updated = self._call("mtp_layer", f"layers.{layer}", arguments)
+        results = {"logits": logits, "draft_hidden": draft_hidden, f"latent_cache.{layer}.updated": updated}
+        outputs = [_renamed(value, name) for name, value in results.items()]
         return self._graph("mtp", outputs)
 
     def _graph(self, name: str, outputs: Sequence[ir.Value]) -> ir.Graph:

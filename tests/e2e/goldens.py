@@ -28,6 +28,8 @@ class Program(Protocol):
 
     def logits(self, token_ids: list[int]) -> Array: ...
 
+    def draft_logits(self, token_ids: list[int]) -> Array: ...
+
 
 @dataclass(frozen=True)
 class Golden:

@@ -125,7 +125,7 @@ def test_bad_token_ids_are_refused(executor: Executor, ids: list[int], message: 
 
 
 def test_drafts_want_an_mtp_layer(executor: Executor) -> None:
-    with pytest.raises(RequestError, match="num_nextn_predict_layers > 0"):
+    with pytest.raises(RequestError, match="a model with an MTP layer"):
         executor.draft_logits(IDS)
 
 

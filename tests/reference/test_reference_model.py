@@ -53,7 +53,7 @@ def test_mtp_layer_agrees_with_the_float64_model(checkpoint: Checkpoint, referen
     with torch.inference_mode():
         embedded, cos, sin = reference.embedding(torch.tensor([IDS[1:]]), start)
         cache = torch.zeros(1, count, checkpoint.config.latent_width)
-        drafts, _ = reference.mtp[0](embedded, final_hidden, start, cos, sin, cache, torch.arange(count))
+        drafts, _, _ = reference.mtp[0](embedded, final_hidden, start, cos, sin, cache, torch.arange(count))
     assert_close(drafts, expected, LOGITS, "drafts")
     assert_close(Executor(checkpoint).draft_logits(IDS), expected, LOGITS, "the executor's drafts")
 

@@ -147,10 +147,10 @@ def test_device_memory_of_a_cache_lives_as_long_as_the_cache(tiny_engine: Path) 
     session = OnnxRuntimeSession(EngineFiles.open(tiny_engine), 1, Elsewhere())
     cache = LatentCache(session.cache_layout, 1, 4)
     session.step(np.array([[1]]), np.array([0]), cache, range(1), np.array([0]))
-    assert len(session._device_caches) == 1
+    assert len(session._trunk._device_caches) == 1
     del cache
     gc.collect()
-    assert len(session._device_caches) == 0
+    assert len(session._trunk._device_caches) == 0
 
 
 def test_heavy_work_on_the_wrong_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_any_sequence_of_steps_agrees_with_the_toy_model(session: OnnxRuntimeSes
 def test_weights_give_the_same_whichever_way_they_are_bound(
     session: OnnxRuntimeSession, toy_engine_path: Path, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
-    monkeypatch.setattr("dsv3export.runtime.onnxruntime_session._SMALL", small)
+    monkeypatch.setattr("dsv3export.runtime.onnxruntime_open._SMALL", small)
     other = OnnxRuntimeSession(EngineFiles.open(toy_engine_path), threads=1)
     step = np.array([[1, 2, 3]]), ints(0), new_cache(), range(1), ints(0, 1, 2)
     assert np.array_equal(other.step(*step), session.step(*step))
@@ -116,13 +116,13 @@ def test_returned_logits_are_not_overwritten(session: OnnxRuntimeSession) -> Non
 
 def test_bindings_live_as_long_as_their_cache(session: OnnxRuntimeSession) -> None:
     gc.collect()
-    cache, before = new_cache(), len(session._bindings)
+    cache, before = new_cache(), len(session._trunk._bindings)
     for start in range(5):
         session.step(np.array([[1]]), ints(start), cache, range(1), ints(0))
-    assert len(session._bindings) == before + 1 and len(session._bindings[cache]) == 1
+    assert len(session._trunk._bindings) == before + 1 and len(session._trunk._bindings[cache]) == 1
     del cache
     gc.collect()
-    assert len(session._bindings) == before
+    assert len(session._trunk._bindings) == before
 
 
 def test_two_sessions_do_not_interfere(session: OnnxRuntimeSession, toy_engine_path: Path) -> None:

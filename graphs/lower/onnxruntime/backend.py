@@ -1,4 +1,4 @@
-"""ONNX Runtime as a backend of the build: one ONNX file, whose weights are external data."""
+"""ONNX Runtime as a backend of the build: ONNX files, whose weights are external data."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from dsv3export.graphs.lower.onnxruntime.serialize import Location, serialize
 from dsv3export.graphs.passes.cache_format import narrow_cache
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import verify
+from dsv3export.graphs.trace import Part
 from dsv3export.progress import Progress
 from dsv3export.recipe import Recipe
 
@@ -33,6 +34,8 @@ NAME = "onnxruntime"
 
 class OnnxRuntimeBackend:
     """Builds for one of ONNX Runtime's providers. Raises RequestError for options of other backends."""
+
+    takes_mtp = True
 
     def __init__(self, options: BackendOptions) -> None:
         if given := [name for name, value in vars(options.tensorrt).items() if value not in (None, ())]:
@@ -57,25 +60,31 @@ class OnnxRuntimeBackend:
         lowering, compute = self._lowering(recipe)
         return lower(narrowed, lowering.rows(compute), router_dtype(checkpoint, recipe))
 
-    def compile(self, graph: GraphWithWeights, recipe: Recipe, config: ModelConfig, progress: Progress) -> OnnxFile:
+    def compile(
+        self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, config: ModelConfig, progress: Progress
+    ) -> OnnxFiles:
         compute = self._lowering(recipe)[1]
-        opset = graph.model.graph.opset_imports[""]
+        opset = graphs["trunk"].model.graph.opset_imports[""]
         providers = providers_with_kernels(self._provider, recipe, compute)
-        return OnnxFile(graph, BackendRecord(NAME, _installed_version(), opset, providers, compute))
+        return OnnxFiles(graphs, BackendRecord(NAME, _installed_version(), opset, providers, compute))
 
     def _lowering(self, recipe: Recipe) -> tuple[Lowering, Compute]:
         return lowering_for(self._provider, self._asked, recipe)
 
 
 @dataclass(frozen=True)
-class OnnxFile:
-    """The one graph of an engine; it says where its weights lie."""
+class OnnxFiles:
+    """The graphs of an engine; they say where their weights lie."""
 
-    graph: GraphWithWeights
+    graphs: Mapping[Part, GraphWithWeights]
     record: BackendRecord
 
     def files(self, entries: Sequence[WeightEntry]) -> Mapping[str, GraphFile]:
-        return {"trunk": GraphFile("graph/trunk.onnx", serialize(self.graph.model, _locations(entries)))}
+        locations = _locations(entries)
+        return {
+            part: GraphFile(f"graph/{part}.onnx", serialize(graph.model, locations))
+            for part, graph in self.graphs.items()
+        }
 
 
 def _check_activations(recipe: Recipe, provider: Provider) -> None:

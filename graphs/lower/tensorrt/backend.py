@@ -22,6 +22,7 @@ from dsv3export.graphs.lower.tensorrt.program import program_of
 from dsv3export.graphs.lower.tensorrt.progress import Steps
 from dsv3export.graphs.lower.tensorrt.rows import rows_for
 from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.trace import Part
 from dsv3export.progress import Progress
 from dsv3export.recipe import Recipe
 from dsv3export.runtime.tensorrt_module import load_tensorrt
@@ -34,6 +35,8 @@ class TensorRTBackend:
         BackendError: The flavour's package is missing.
         RequestError: An option of another backend, or a device that it cannot build for.
     """
+
+    takes_mtp = False
 
     def __init__(self, flavour: Flavour, options: BackendOptions) -> None:
         if options.provider != "cpu":
@@ -59,7 +62,10 @@ class TensorRTBackend:
     def lower(self, graph: GraphWithWeights, recipe: Recipe, checkpoint: Checkpoint) -> GraphWithWeights:
         return prepare(graph, rows_for(self._flavour), router_dtype(checkpoint, recipe))
 
-    def compile(self, graph: GraphWithWeights, recipe: Recipe, config: ModelConfig, progress: Progress) -> KindEngines:
+    def compile(
+        self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, config: ModelConfig, progress: Progress
+    ) -> KindEngines:
+        graph = graphs["trunk"]
         compute, limits = self._compute(recipe), limits_for(self._asked, config)
         types = Types(FLOAT_TYPES[compute], FLOAT_TYPES[recipe.cache], limits.capacity)
         target = Target(self._trt, self._flavour, rows_for(self._flavour), types, limits, self._devices)
