@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +210,7 @@ def quantised_graph(
 def part_recipe(recipe: Recipe, part: Part) -> Recipe:
     """What a recipe says of a part of the model.
 
-    Calibration runs the trunk over its text, and knows nothing of what the MTP layer's weights are multiplied with: its
-    integers are those with the least squared error (`mse`) where the trunk's are fitted to the text (`gptq`).
+    Calibration runs the trunk over its text, and knows nothing of what the MTP layer's weights are multiplied with:
+    where the trunk's integers are fitted to the text (`gptq`), those of the MTP layer are chosen as without a text.
     """
-    return recipe if part == "trunk" else recipe.with_schemes(_uncalibrated)
-
-
-def _uncalibrated(scheme: Scheme) -> Scheme:
-    return replace(scheme, method="mse") if scheme.needs_calibration else scheme
+    return recipe if part == "trunk" else recipe.with_schemes(Scheme.without_calibration)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 from dsv3export.config.json_file import shown
@@ -109,6 +109,12 @@ class Scheme:
     def needs_calibration(self) -> bool:
         """Whether the weights cannot be chosen without activations of a calibration text."""
         return self.method == "gptq"
+
+    def without_calibration(self) -> Scheme:
+        """The same by the default method of its format, where its own needs a calibration text."""
+        if not self.needs_calibration:
+            return self
+        return replace(self, method=cast("Method", OPTIONS[self.format]["method"][0]))
 
     def options(self) -> dict[str, Option]:
         """The keys that belong to the format, spelled as in a recipe file; ``Scheme.of`` takes them back."""

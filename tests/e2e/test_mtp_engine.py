@@ -51,13 +51,13 @@ def test_drafts_of_each_precision(precision: str, cache: str, same: bool, bf16_g
     assert_drafts(tmp_path / "e", executor, bf16_golden.ids(5)[:40], same)
 
 
-def test_calibration_leaves_the_mtp_layer_to_mse(bf16_golden: Golden, tmp_path: Path) -> None:
+def test_calibration_leaves_the_mtp_layer_alone(bf16_golden: Golden, tmp_path: Path) -> None:
     """The trunk's integers are fitted to the text, the MTP layer's are not; the executor does the same."""
     text = tmp_path / "text.txt"
     text.write_text("And it came to pass in the days when the judges ruled. " * 30)
     report = build_engine(bf16_golden.checkpoint, tmp_path / "e", precision="int4", calibration=text)
-    build_engine(bf16_golden.checkpoint, tmp_path / "mse", precision="int4")
-    fitted_files, other_files = EngineFiles.open(tmp_path / "e"), EngineFiles.open(tmp_path / "mse")
+    build_engine(bf16_golden.checkpoint, tmp_path / "plain", precision="int4")
+    fitted_files, other_files = EngineFiles.open(tmp_path / "e"), EngineFiles.open(tmp_path / "plain")
     changed = {name for name in fitted_files.entries if (fitted_files.weight(name) != other_files.weight(name)).any()}
     assert len(changed) > 10 and not any(name.startswith(MTP) for name in changed)
     checkpoint = Checkpoint.open(bf16_golden.checkpoint)

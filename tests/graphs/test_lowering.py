@@ -157,7 +157,7 @@ def test_packed_arrays_are_what_the_table_says(tiny_fp8: Path) -> None:
     assert counts.pop("float32") > 40
     assert counts == {"bfloat16": 1, "interleave_gate_up": 3, "w_uk": 4, "w_uv": 4}
     packer = Packer(checkpoint)
-    for planned in plan_weights(after, checkpoint, copy_weights=True):
+    for planned in plan_weights([after], checkpoint, copy_weights=True):
         array = packer.pack(after.weights[planned.name])
         assert array.shape == planned.shape, planned.name
         assert array.dtype == NUMPY[planned.dtype], planned.name

@@ -65,7 +65,7 @@ def made(units: list[WorkUnit]) -> dict[str, bytes]:
 def test_parts_are_the_whole(checkpoint: Checkpoint, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_units, "UNIT_ELEMENTS", 20_000)
     graph, packer = lowered(checkpoint, recipe), Packer(checkpoint)
-    plan = plan_weights(graph, checkpoint, copy_weights=True)
+    plan = plan_weights([graph], checkpoint, copy_weights=True)
     (stage,) = plan_units(plan, graph.weights, packer, None)
     found = made(list(stage.units))
     assert found.keys() == graph.weights.keys()
@@ -89,7 +89,7 @@ def test_calibrated_parts_are_the_whole(checkpoint: Checkpoint, monkeypatch: pyt
     graph = lowered(checkpoint, Recipe.from_json(choice, calibrated=True))
     calibration = Calibration(checkpoint, SEQUENCES)
     packer = Packer(checkpoint, calibration)
-    plan = plan_weights(graph, checkpoint, copy_weights=True)
+    plan = plan_weights([graph], checkpoint, copy_weights=True)
     first, *stages = plan_units(plan, graph.weights, packer, calibration)
     assert not any("mlp.experts" in part.weight.name for unit in first.units for part in unit.parts)
     assert len(stages) == 1
@@ -112,7 +112,7 @@ def test_a_number_that_is_none_is_named_with_its_expert(tmp_path: Path, monkeypa
         file.write(np.float32(np.nan).tobytes())
     checkpoint = Checkpoint.open(path)
     graph = lowered(checkpoint, RECIPES["int4 asymmetric"])
-    plan = plan_weights(graph, checkpoint, copy_weights=True)
+    plan = plan_weights([graph], checkpoint, copy_weights=True)
     (stage,) = plan_units(plan, graph.weights, Packer(checkpoint), None)
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.experts\.down_proj\[5:6\]\[0, 3, 7\]: expected a fin"):
         made(list(stage.units))
