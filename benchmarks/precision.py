@@ -73,7 +73,7 @@ class Laboratory:
         recipe, out = self._folder / "recipe.toml", self._folder / "engine"
         recipe.write_text(variant.recipe, encoding="utf-8")
         calibration = self._calibration_text() if variant.calibrated else None
-        report = build_engine(self._checkpoint, out, recipe=recipe, force=True, calibration=calibration)
+        report = build_engine(self._checkpoint, out, recipe=recipe, force=True, calibration=calibration, mtp=False)
         engine = Engine.load(out, threads=1)
         ids = engine.tokenizer.encode(self._text, add_special_tokens=False) if engine.tokenizer else []
         weights = sum(entry.nbytes for entry in report.manifest.weights)

@@ -119,7 +119,7 @@ class Quality:
 
     def _engine(self, precision: str, calibration: Path | None = None) -> Row:
         out = self._folder / f"{precision}.engine"
-        build_engine(self._checkpoint.path, out, precision=precision, calibration=calibration, force=True)
+        build_engine(self._checkpoint.path, out, precision=precision, calibration=calibration, force=True, mtp=False)
         size = sum(entry.nbytes for entry in EngineFiles.open(out).manifest.weights)
         return self._row(Engine.load(out, threads=1), size)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--preset deepseek-v3] [--layers 3:5] [--precision int4] [--json FILE]
 
-First the whole model as an fp8 engine, which refers to the checkpoint; then, with --layers, an engine of some of its
+First the whole trunk as an fp8 engine, which refers to the checkpoint; then, with --layers, an engine of some of its
 layers whose weights are converted. Exit code 1 if a bound that the README names is broken.
 """
 
@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "command": shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]]),
         "machine": before,
         "checkpoint": {"preset": options.preset, **asdict(written), "seconds": making.wall},
-        "fp8": _built(checkpoint, engine, "fp8", {}),
+        "fp8": _built(checkpoint, engine, "fp8", {"mtp": False}),
     }
     with timed() as inspecting:
         facts = _inspected(engine)

@@ -27,12 +27,14 @@ class WeightBytes:
 
 
 def weight_bytes(subject: Subject, config: ModelConfig) -> WeightBytes:
-    """Of what `subject` loads; `config` is the model's."""
+    """Of what `subject` loads to decode without drafts; `config` is the model's."""
     return _sum(_SIZES[subject.program](subject, config), config)
 
 
 def _of_engine(subject: Subject, config: ModelConfig) -> Iterable[tuple[str, int]]:
-    return [(entry.name, entry.nbytes) for entry in EngineFiles.open(subject.model).manifest.weights]
+    files = EngineFiles.open(subject.model)
+    mtp = tuple(f"model.layers.{layer}." for layer in config.mtp_layer_ids)
+    return [(entry.name, entry.nbytes) for entry in files.manifest.weights if not entry.name.startswith(mtp)]
 
 
 def _of_gguf(subject: Subject, config: ModelConfig) -> Iterable[tuple[str, int]]:
