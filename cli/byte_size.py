@@ -24,3 +24,8 @@ def byte_size(text: str) -> int:
     if size < 1:
         raise click.BadParameter(f"expected a size of at least one byte, got {text!r}")
     return size
+
+
+def byte_size_or_none(text: str) -> int:
+    """As `byte_size`, and 0 for none of it."""
+    return 0 if text.strip() == "0" else byte_size(text)

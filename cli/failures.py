@@ -39,6 +39,10 @@ REQUIREMENT_OF_MODULE = {
     "onnx_ir": "dsv3export[build]",
     "onnxruntime": "dsv3export[cpu]",
     "tokenizers": "dsv3export",
+    "fastapi": "dsv3export[serve]",
+    "prometheus_client": "dsv3export[serve]",
+    "sse_starlette": "dsv3export[serve]",
+    "uvicorn": "dsv3export[serve]",
 }
 
 # What the machine refuses is not a bug of this program; any other OSError is.

@@ -22,6 +22,7 @@ from dsv3export.cli.options import Invocation, verbose_option
 COMMANDS = (
     CommandEntry("build", "dsv3export.cli.build", "Turn a checkpoint into an engine."),
     CommandEntry("run", "dsv3export.cli.run", "Generate text with an engine."),
+    CommandEntry("serve", "dsv3export.cli.serve", "Serve an engine over HTTP, as OpenAI's API."),
     CommandEntry("eval", "dsv3export.cli.eval", "Say how well an engine predicts a text."),
     CommandEntry("diff", "dsv3export.cli.diff", "Compare two models layer by layer, and name the first fault."),
     CommandEntry("report", "dsv3export.cli.report", "Show what diff wrote as JSON: a page, a picture or a table."),

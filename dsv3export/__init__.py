@@ -4,6 +4,7 @@ The public names are imported when they are first used, so that ``import dsv3exp
 neither a backend nor torch:
 
 - `Engine` loads an engine directory, computes logits and generates text.
+- `AsyncEngine` does so for many callers at once, in one batch.
 - `GenerationResult` is what `Engine.generate` returns.
 - `UserError` is the base of every error that its user can mend.
 """
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsv3export.errors import UserError as UserError
+    from dsv3export.runtime.async_engine import AsyncEngine as AsyncEngine
     from dsv3export.runtime.engine import Engine as Engine
     from dsv3export.runtime.generation import GenerationResult as GenerationResult
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "GenerationResult", "UserError", "__version__"]
+__all__ = ["AsyncEngine", "Engine", "GenerationResult", "UserError", "__version__"]
 
 _HOME = {
+    "AsyncEngine": "dsv3export.runtime.async_engine",
     "Engine": "dsv3export.runtime.engine",
     "GenerationResult": "dsv3export.runtime.generation",
     "UserError": "dsv3export.errors",

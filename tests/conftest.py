@@ -58,3 +58,13 @@ def tiny_engine(tiny_fp8: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("engines") / "tiny.engine"
     build_engine(tiny_fp8, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def toy_engine_path(tmp_path_factory: pytest.TempPathFactory, tiny_fp8: Path) -> Path:
+    """An engine of the toy model, which loads in no time; not to be altered."""
+    from tests.runtime.toy_model import build_toy_engine
+
+    path = tmp_path_factory.mktemp("toy") / "engine"
+    build_toy_engine(path, tiny_fp8)
+    return path

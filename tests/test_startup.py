@@ -82,7 +82,11 @@ def test_run_imports_no_build_package(tiny_engine: Path) -> None:
 def test_public_names() -> None:
     import dsv3export
 
-    assert sorted(dsv3export.__all__) == dir(dsv3export) == ["Engine", "GenerationResult", "UserError", "__version__"]
+    assert (
+        sorted(dsv3export.__all__)
+        == dir(dsv3export)
+        == ["AsyncEngine", "Engine", "GenerationResult", "UserError", "__version__"]
+    )
     for name in dsv3export.__all__:
         assert getattr(dsv3export, name)
     with pytest.raises(AttributeError, match="has no attribute 'Engin'"):

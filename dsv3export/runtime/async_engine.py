@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from dsv3export.errors import UserError
+from dsv3export.errors import ResourceError, UserError
 from dsv3export.runtime.batching.batcher import Batcher, Outcome
 from dsv3export.runtime.batching.service import BatchService, ServiceState
 from dsv3export.runtime.engine import Engine
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from dsv3export.runtime.request_maker import GenerationOptions
+
+
+class TooSlowError(ResourceError):
+    """A request was not done in the time that it had."""
 
 
 class AsyncEngine:
@@ -57,14 +61,15 @@ class AsyncEngine:
 
     def stream(
         self, prompt: Prompt, max_new_tokens: int | None = None, **how: Unpack[GenerationOptions]
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """As `Engine.stream`. A caller that stops early (or is cancelled) ends the request."""
         return self.run(self.engine.requests.make(prompt, 0, max_new_tokens, **how))
 
-    async def run(self, request: Request) -> AsyncIterator[Piece]:
-        """The pieces of a request that `Engine.requests` made.
+    async def run(self, request: Request, timeout: float | None = None) -> AsyncGenerator[Piece, None]:
+        """The pieces of a request that `Engine.requests` made; `timeout` is in seconds, for all of it.
 
         Raises:
+            TooSlowError: The time was over.
             BusyError: Too many wait already.
             ClosedError: The engine is closing.
             BackendError: The step that computed it failed.
@@ -78,16 +83,22 @@ class AsyncEngine:
                 loop.call_soon_threadsafe(arrived.put_nowait, outcome)
 
         ticket = self._service.submit(request, deliver)
+        alarm = None
+        if timeout is not None:
+            late = TooSlowError("this request took too long", expected=f"at most {timeout:g} s")
+            alarm = loop.call_later(timeout, arrived.put_nowait, late)
         ended = False
         try:
             while not ended:
                 outcome = await arrived.get()
                 if isinstance(outcome, UserError):
-                    ended = True
+                    ended = not isinstance(outcome, TooSlowError)
                     raise outcome
                 ended = outcome.finish_reason is not None
                 yield outcome
         finally:
+            if alarm:
+                alarm.cancel()
             if not ended:
                 self._service.cancel(ticket)
 

@@ -116,6 +116,11 @@ class Engine:
     def config(self) -> ModelConfig:
         return self._files.config
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the engine's tokenizer files are, if it has any."""
+        return self._files.path / TOKENIZER_FOLDER
+
     @cached_property
     def requests(self) -> RequestMaker:
         """Makes checked requests for this engine. Raises TokenizerError for a damaged tokenizer."""
@@ -124,14 +129,13 @@ class Engine:
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The engine's tokenizer; None if it was built from a checkpoint without one. Raises TokenizerError."""
-        folder = self._files.path / TOKENIZER_FOLDER
         carried = f"{TOKENIZER_FOLDER}/tokenizer.json" in self._files.manifest.files
-        return Tokenizer.from_directory(folder) if carried else None
+        return Tokenizer.from_directory(self.tokenizer_folder) if carried else None
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """The tokens that end a sequence, by config.json and generation_config.json."""
-        path = self._files.path / TOKENIZER_FOLDER / "generation_config.json"
+        path = self.tokenizer_folder / "generation_config.json"
         ids = set(self.config.eos_token_ids)
         if path.exists():
             setting = read_json(path, _MAX_SETTINGS_BYTES).mapping().get("eos_token_id")

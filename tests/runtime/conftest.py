@@ -8,14 +8,6 @@ import pytest
 
 from dsv3export.runtime.engine import Engine
 from dsv3export.runtime.tokenizer import Tokenizer
-from tests.runtime.toy_model import build_toy_engine
-
-
-@pytest.fixture(scope="session")
-def toy_engine_path(tmp_path_factory: pytest.TempPathFactory, tiny_fp8: Path) -> Path:
-    path = tmp_path_factory.mktemp("toy") / "engine"
-    build_toy_engine(path, tiny_fp8)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def test_a_caller_that_stops_early_frees_its_slot(loaded: AsyncEngine) -> None:
             stream = engine.stream([1, 2], 990, ignore_eos=True)
             await anext(stream)
             assert engine.state.running == 1
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
             task = asyncio.create_task(engine.generate([3, 4], 990, ignore_eos=True))
             await asyncio.sleep(0)
             task.cancel()
@@ -53,11 +53,11 @@ def test_bad_requests_and_too_many_are_refused_at_once(loaded: AsyncEngine) -> N
             with pytest.raises(RequestError, match="at most 1000 tokens"):
                 await engine.generate([1] * 600, 500)
             streams = [engine.stream([1], 900, ignore_eos=True) for _ in range(20)]
-            tasks = [asyncio.create_task(anext(stream)) for stream in streams]  # type: ignore[arg-type]
+            tasks = [asyncio.create_task(anext(stream)) for stream in streams]
             done, _ = await asyncio.wait(tasks)
             assert any(isinstance(task.exception(), BusyError) for task in done)
             for stream in streams:
-                await stream.aclose()  # type: ignore[attr-defined]
+                await stream.aclose()
         with pytest.raises(ClosedError):
             await engine.generate([1], 1)
 

@@ -78,6 +78,11 @@ class Batcher:
         return bool(self._waiting or self._running)
 
     @property
+    def slots(self) -> int:
+        """Requests that can have a slot at the same time."""
+        return self._cache.slots
+
+    @property
     def waiting(self) -> int:
         """Requests without a slot."""
         return len(self._waiting)

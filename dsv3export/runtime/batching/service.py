@@ -72,10 +72,11 @@ class BatchService:
         with self._changed:
             if self._closing:
                 raise ClosedError("this service is shutting down")
-            waiting = self._batcher.waiting + len(self._submitted)
-            if waiting >= self._max_waiting:
+            there = self._batcher.running + self._batcher.waiting + len(self._submitted)
+            waiting = there + 1 - self._batcher.slots
+            if waiting > self._max_waiting:
                 raise BusyError(
-                    "too many requests", expected=f"at most {self._max_waiting} that wait", got=str(waiting + 1)
+                    "too many requests", expected=f"at most {self._max_waiting} that wait", got=str(waiting)
                 )
             self._tickets += 1
             self._submitted[self._tickets] = (request, deliver)
