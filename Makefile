@@ -28,10 +28,11 @@ BENCH_CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$(NO_AMX
 
 DEMO_ENGINE := build/tiny-dsv3.engine
 
-.PHONY: help setup bench-setup demo test kernels lint format coverage clean
+.PHONY: help setup browser bench-setup demo test kernels lint format coverage clean
 
 help:
 	@echo "make setup        create $(VENV) with all that demo, tests and linters need"
+	@echo "make browser      install Chromium for the tests of HTML reports (Debian or Ubuntu, as root)"
 	@echo "make bench-setup  add llama.cpp, compiled here in some minutes, for the benchmarks"
 	@echo "make demo         build examples/tiny-dsv3 into an engine and let it write"
 	@echo "make test         run the test suite"
@@ -54,6 +55,12 @@ $(STAMP): pyproject.toml constraints.txt
 bench-setup: setup
 	CMAKE_ARGS="$(BENCH_CMAKE_ARGS)" $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) \
 		-c constraints.txt -c benchmarks/constraints.txt --no-binary llama-cpp-python -e ".[bench]"
+
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { \
+			echo "make browser needs apt-get and root; install Chromium by other means" >&2; exit 1; }; \
+		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
 
 demo: setup
 	$(BIN)/dsv3export build examples/tiny-dsv3 -o $(DEMO_ENGINE) --force

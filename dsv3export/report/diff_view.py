@@ -41,7 +41,7 @@ class LayerView:
     @cached_property
     def own(self) -> ValueDiff:
         """The value that the layer itself gets most wrong."""
-        return max(self.values, key=lambda value: value.injected.worst_row)
+        return max(self.values, key=lambda value: severity(value.injected.worst_row))
 
     def flips(self, mode: str = "propagated") -> tuple[Flip, ...]:
         if self.router is None:
@@ -150,6 +150,11 @@ class DiffView:
         return f"No layer is off by more than {number(self.diff.tolerance)}"
 
 
+def severity(error: float) -> float:
+    """For an order in which NaN is the largest."""
+    return math.inf if math.isnan(error) else error
+
+
 def part_of(value: ValueDiff) -> str:
     """``self_attn.q_a_proj`` of ``layers.3.self_attn.q_a_proj``; ``output`` of the layer's own value."""
     return value.name.removeprefix(value.stage).removeprefix(".") or "output"
@@ -174,8 +179,7 @@ def binned(values: Sequence[float], most: int = MOST_BINS) -> list[float]:
     """At most `most` numbers: the largest of each run of neighbours, NaN above all."""
     count = min(len(values), most)
     edges = [len(values) * i // count for i in range(count + 1)] if count else [0]
-    return [max(values[a:b], key=lambda value: math.inf if math.isnan(value) else value)
-            for a, b in pairwise(edges)]  # fmt: skip
+    return [max(values[a:b], key=severity) for a, b in pairwise(edges)]
 
 
 def bin_starts(length: int, most: int = MOST_BINS) -> list[int]:

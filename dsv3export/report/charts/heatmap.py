@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from dsv3export.report.charts.svg import drawing, element, text
-from dsv3export.report.text import number
+from dsv3export.report.text import number, visible
 
 _LEVELS = 9
 # How many decades a level may span; the finest that covers what is there is taken.
 _STEPS = (0.25, 0.5, 1.0)
 _LETTER = 6.3
+_MOST_LETTERS = 40
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def heatmap(
 ) -> Markup:
     """A cell for each row and column.
 
+    Long names are cut; `tip` has room for all of them.
+
     Args:
         rows, columns: Their names; an empty one is not written.
         cells: Errors, not negative; None where there is none.
@@ -82,6 +85,7 @@ def heatmap(
         slanted: Whether names of columns are long, and slanted for it.
         cell: Width and height.
     """
+    rows, columns = ([visible(name, _MOST_LETTERS) for name in names] for names in (rows, columns))
     width, height = cell
     left = max((len(row) for row in rows), default=0) * _LETTER + 12
     longest = max((len(column) for column in columns), default=0) * _LETTER

@@ -44,7 +44,7 @@ def line_chart(
         at = scale.at(bound)
         shown += [
             element("line", x1=frame.x[0], x2=frame.x[1], y1=at, y2=at, class_="bound"),
-            text(frame.x[1], at - 5, f"tolerance {number(bound)}", class_="tick bound-label", text_anchor="end"),
+            text(frame.x[0] + 4, at - 5, f"tolerance {number(bound)}", class_="tick bound-label"),
         ]
     for line in lines:
         shown += _line(line, xs, scale)
