@@ -12,6 +12,12 @@
     activations = "int8"
     method = "rtn"
 
+    [[layers]]                         # the same for layers 3 and 4 only; wins over all that follow
+    start = 3
+    stop = 5
+    [layers.components.attention]
+    format = "bf16"
+
     [first_layers]                     # the same for some layers only; they win over [last_layers]
     count = 1
     [first_layers.components.routed_experts]
@@ -25,7 +31,7 @@
 `scheme.OPTIONS` is the table of what each format may say. Norms, router and rotary factors are float32 in all recipes.
 """
 
-from dsv3export.recipe.recipe import LayerGroup, Recipe
+from dsv3export.recipe.recipe import LayerGroup, LayerRange, Recipe
 from dsv3export.recipe.scheme import (
     CACHE_FORMATS,
     COMPONENTS,
@@ -51,6 +57,7 @@ __all__ = [
     "Component",
     "Format",
     "LayerGroup",
+    "LayerRange",
     "Method",
     "Precision",
     "Recipe",

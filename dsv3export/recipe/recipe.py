@@ -32,7 +32,8 @@ from dsv3export.recipe.table import Table
 Schemes = Mapping[Component, Scheme]
 
 DESCRIPTION_COLUMNS = ("component", "layers", "precision")
-_KEYS = ("precision", "components", "first_layers", "last_layers", "cache")
+_KEYS = ("precision", "components", "layers", "first_layers", "last_layers", "cache")
+_RANGE_KEYS = ("start", "stop", "components")
 _MAX_BYTES = 1 << 20
 
 
@@ -45,6 +46,15 @@ class LayerGroup:
 
 
 @dataclass(frozen=True)
+class LayerRange:
+    """Schemes that hold for the decoder layers from `start` to before `stop` only."""
+
+    start: int
+    stop: int
+    components: Schemes
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What precision each component gets.
 
@@ -53,6 +63,8 @@ class Recipe:
         components: The scheme of every component.
         first_layers, last_layers: Layers with schemes of their own; where both hold, `first_layers` does.
         cache: What the latent cache is kept in.
+        ranges: Layers with schemes of their own; they win over `first_layers` and `last_layers`, and the first range
+            that has a layer and a component wins over those that follow.
         source: Where it came from, for messages.
     """
 
@@ -61,6 +73,7 @@ class Recipe:
     first_layers: LayerGroup | None = None
     last_layers: LayerGroup | None = None
     cache: CacheFormat = "fp32"
+    ranges: tuple[LayerRange, ...] = ()
     source: str = field(default="recipe", compare=False)
 
     @classmethod
@@ -88,7 +101,8 @@ class Recipe:
         schemes = base | _schemes(table.table("components", COMPONENTS), base, calibrated)
         first, last = (_group(table, key, schemes, calibrated) for key in ("first_layers", "last_layers"))
         cache = cast("CacheFormat", table.choice("cache", CACHE_FORMATS) if "cache" in table else CACHE_FORMATS[0])
-        return cls(precision, schemes, first, last, cache, source)
+        ranges = tuple(_range(entry, schemes, calibrated) for entry in table.tables("layers", _RANGE_KEYS))
+        return cls(precision, schemes, first, last, cache, ranges, source)
 
     def with_cache(self, cache: str) -> Recipe:
         """The same with another cache format. Raises RecipeError for one that does not exist."""
@@ -101,12 +115,18 @@ class Recipe:
             components=_changed(self.components, change),
             first_layers=_changed_group(self.first_layers, change),
             last_layers=_changed_group(self.last_layers, change),
+            ranges=tuple(replace(each, components=_changed(each.components, change)) for each in self.ranges),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Everything spelled out, in a fixed order, so that other defaults cannot change what it means."""
         components = _spelled(self.components)
         record: dict[str, Any] = {"precision": self.precision, "cache": self.cache, "components": components}
+        if self.ranges:
+            record["layers"] = [
+                {"start": each.start, "stop": each.stop, "components": _spelled(each.components)}
+                for each in self.ranges
+            ]
         for key, group in (("first_layers", self.first_layers), ("last_layers", self.last_layers)):
             if group is not None:
                 record[key] = {"count": group.count, "components": _spelled(group.components)}
@@ -124,6 +144,9 @@ class Recipe:
             return self.components[component]
         if layer is None:
             raise InternalError(f"{component} belongs to a layer")
+        for each in self.ranges:
+            if each.start <= layer < min(each.stop, layers) and component in each.components:
+                return each.components[component]
         first, last = self.first_layers, self.last_layers
         if first and layer < first.count and component in first.components:
             return first.components[component]
@@ -134,7 +157,7 @@ class Recipe:
     def schemes(self) -> Iterator[tuple[Component, Scheme]]:
         """Every scheme, with its component; one that holds for some layers only too."""
         yield from self.components.items()
-        for group in (self.first_layers, self.last_layers):
+        for group in (*self.ranges, self.first_layers, self.last_layers):
             if group is not None:
                 yield from group.components.items()
 
@@ -154,15 +177,23 @@ class Recipe:
             if group is not None and group.count > layers:
                 expected = f"at most the model's {layers} layers"
                 raise RecipeError(f"{self.source}: {key}.count", expected=expected, got=str(group.count))
+        for place, each in enumerate(self.ranges):
+            if each.stop > layers:
+                expected = f"at most the model's {layers} layers"
+                raise RecipeError(f"{self.source}: layers[{place}].stop", expected=expected, got=str(each.stop))
 
     def describe(self) -> list[tuple[str, str, str]]:
         """For people, a row for each scheme of each component: (component, layers, scheme)."""
         rows: list[tuple[str, str, str]] = []
-        groups = (("first", self.first_layers), ("last", self.last_layers))
+        groups = [(f"{each.start} to {each.stop - 1}", each.components) for each in self.ranges]
+        groups += [
+            (f"{name} {group.count}", group.components)
+            for name, group in (("first", self.first_layers), ("last", self.last_layers))
+            if group is not None
+        ]
         for component in COMPONENTS:
-            special = [(name, group) for name, group in groups if group and component in group.components]
-            for name, group in special:
-                rows.append((component, f"{name} {group.count}", group.components[component].describe()))
+            special = [(name, schemes[component]) for name, schemes in groups if component in schemes]
+            rows += [(component, name, scheme.describe()) for name, scheme in special]
             rows.append((component, "others" if special else "all", self.components[component].describe()))
         return rows
 
@@ -179,12 +210,20 @@ def _group(table: Table, key: str, schemes: Schemes, calibrated: bool) -> LayerG
     if key not in table:
         return None
     group = table.table(key, ("count", "components"))
-    count = group.count("count")
-    components = group.table("components", LAYER_COMPONENTS)
+    return LayerGroup(group.count("count"), _layer_schemes(group, schemes, calibrated))
+
+
+def _range(table: Table, schemes: Schemes, calibrated: bool) -> LayerRange:
+    start = table.count("start", minimum=0)
+    return LayerRange(start, table.count("stop", minimum=start + 1), _layer_schemes(table, schemes, calibrated))
+
+
+def _layer_schemes(table: Table, base: Schemes, calibrated: bool) -> dict[Component, Scheme]:
+    components = table.table("components", LAYER_COMPONENTS)
     if not components.keys():
         expected = f"tables for some of {', '.join(LAYER_COMPONENTS)}"
         raise RecipeError(components.where(), expected=expected, got="none")
-    return LayerGroup(count, _schemes(components, schemes, calibrated))
+    return _schemes(components, base, calibrated)
 
 
 def _schemes(components: Table, base: Schemes, calibrated: bool) -> dict[Component, Scheme]:

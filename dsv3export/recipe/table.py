@@ -51,16 +51,24 @@ class Table:
         path = f"{self._path}.{key}" if self._path else key
         return Table(self._values.get(key, {}), self._source, path, allowed)
 
+    def tables(self, key: str, allowed: tuple[str, ...]) -> list[Table]:
+        """The tables of the array under `key`, ``[[key]]`` each in TOML; none if there is no such key."""
+        entries = self._values.get(key, [])
+        if not isinstance(entries, list):
+            raise RecipeError(self.where(key), expected="an array of tables", got=shown(entries))
+        path = f"{self._path}.{key}" if self._path else key
+        return [Table(entry, self._source, f"{path}[{place}]", allowed) for place, entry in enumerate(entries)]
+
     def choice(self, key: str, allowed: tuple[Option, ...]) -> Option:
         self._require(key, " or ".join(shown(choice) for choice in allowed))
         return check_choice(self.where(key), self._values[key], allowed)
 
-    def count(self, key: str) -> int:
-        """A whole number of at least 1; true and 1.0 are none."""
-        expected = "a whole number of at least 1"
+    def count(self, key: str, minimum: int = 1) -> int:
+        """A whole number of at least `minimum`; true and 1.0 are none."""
+        expected = f"a whole number of at least {minimum}"
         self._require(key, expected)
         value = self._values[key]
-        if type(value) is not int or value < 1:
+        if type(value) is not int or value < minimum:
             raise RecipeError(self.where(key), expected=expected, got=shown(value))
         return value
 

@@ -13,6 +13,7 @@ from dsv3export.recipe import Recipe, RecipeError, Scheme
 from dsv3export.recipe.scheme import COMPONENTS, OPTION_KEYS, OPTIONS
 
 ATTENTION = 'precision = "int4"\n[components.attention]\n'
+RANGE = 'precision = "int4"\n[[layers]]\n'
 FIRST = 'precision = "int4"\n[first_layers]\n'
 
 # The file's content, and what the message says behind the file's name.
@@ -36,7 +37,10 @@ BAD: list[tuple[str | bytes, str]] = [
     ('precision = "int4"\ncache = 8', "cache: expected"),
     ('precision = "int4"\n[cache]\nformat = "fp8"', "cache: expected"),
     # keys
-    ('precision = "int4"\nformat = "int4"', 'the key "format": expected one of precision, components, first_layers'),
+    (
+        'precision = "int4"\nformat = "int4"',
+        'the key "format": expected one of precision, components, layers',
+    ),
     ('precision = "int4"\n"\\n\\u001b[31m" = 1', 'the key "\\n\\u001b[31m"'),
     ('precision = "int4"\ncomponents = "int8"', 'components: expected a table, got "int8"'),
     ('precision = "int4"\n[[components]]\nformat = "int8"', "components: expected a table, got [{"),
@@ -87,6 +91,13 @@ BAD: list[tuple[str | bytes, str]] = [
         'precision = "int4"\n[last_layers]\ncount = 2\n[last_layers.components.attention]\ngroup_size = 1',
         "last_layers.components.attention.group_size: expected 128 or 64 or 32, got 1",
     ),
+    ('precision = "int4"\nlayers = 1', "layers: expected an array of tables, got 1"),
+    ('precision = "int4"\nlayers = [1]', "layers[0]: expected a table, got 1"),
+    (RANGE + "start = 1", "layers[0].stop: expected a whole number of at least 2, got no such key"),
+    (RANGE + "start = -1\nstop = 1", "layers[0].start: expected a whole number of at least 0, got -1"),
+    (RANGE + "start = 2\nstop = 2", "layers[0].stop: expected a whole number of at least 3, got 2"),
+    (RANGE + "start = 1\nstop = 2", "layers[0].components: expected tables for some of attention"),
+    (RANGE + "count = 1", 'the key "count" in layers[0]: expected one of start, stop, components'),
 ]
 
 

@@ -18,11 +18,13 @@ from dsv3export.recipe import (
     PRECISIONS,
     Component,
     LayerGroup,
+    LayerRange,
     Recipe,
     RecipeError,
     Scheme,
 )
 from dsv3export.recipe.scheme import FORMATS, OPTIONS
+from dsv3export.recipe.toml_text import recipe_toml
 
 INT4, INT8, BF16 = Scheme.of("int4"), Scheme.of("int8"), Scheme.of("bf16")
 
@@ -68,7 +70,8 @@ def test_the_example_in_the_documentation(tmp_path: Path) -> None:
     lines = (dsv3export.recipe.__doc__ or "").splitlines()
     recipe = from_text(tmp_path, "\n".join(line for line in lines if line.startswith("    ")))
     assert recipe.describe() == [
-        ("attention", "all", "int8, per channel, asymmetric, rtn, activations int8"),
+        ("attention", "3 to 4", "bf16"),
+        ("attention", "others", "int8, per channel, asymmetric, rtn, activations int8"),
         ("dense_mlp", "all", INT4.describe()),
         ("shared_experts", "all", INT4.describe()),
         ("routed_experts", "first 1", INT8.describe()),
@@ -131,6 +134,31 @@ def test_layer_groups() -> None:
         recipe.scheme("attention", None, 4)
 
 
+def test_ranges_of_layers(tmp_path: Path) -> None:
+    """A range wins over the first and the last layers, and over ranges behind it; the MTP layer is in none."""
+    text = """
+        precision = "int4"
+        first_layers = { count = 2, components.attention.format = "fp8" }
+        layers = [
+          { start = 1, stop = 3, components.attention.format = "bf16" },
+          { start = 0, stop = 4, components = { attention.group_size = 32, dense_mlp.format = "bf16" } },
+          { start = 3, stop = 9, components.routed_experts.format = "bf16" },
+        ]
+        """
+    recipe = from_text(tmp_path, text)
+    fine, fp8 = Scheme.of("int4", {"group_size": 32}), Scheme.of("fp8")
+    assert [recipe.scheme("attention", layer, 5) for layer in range(6)] == [fine, BF16, BF16, fine, INT4, INT4]
+    assert [recipe.scheme("dense_mlp", layer, 5) for layer in range(6)] == [BF16] * 4 + [INT4] * 2
+    assert [recipe.scheme("routed_experts", layer, 9) for layer in (2, 3, 8, 9)] == [INT4, BF16, BF16, INT4]
+    assert recipe.first_layers == LayerGroup(2, {"attention": fp8})
+    assert ("attention", "1 to 2", "bf16") in recipe.describe()
+    assert ("attention", fine) in recipe.schemes()
+    assert recipe.unrounded().scheme("attention", 0, 5).activations == "none"
+    recipe.check_layers(9)
+    with pytest.raises(RecipeError, match=r"layers\[2\]\.stop: expected at most the model's 8 layers, got 9"):
+        recipe.check_layers(8)
+
+
 def test_more_layers_than_the_model_has(tmp_path: Path) -> None:
     text = 'precision = "int4"\nlast_layers = { count = 9, components.attention = { format = "bf16" } }'
     recipe = from_text(tmp_path, text)
@@ -165,6 +193,12 @@ GROUPS = st.builds(
     st.integers(1, 9),
     st.fixed_dictionaries({}, optional={name: SCHEMES[name] for name in LAYER_COMPONENTS}).filter(bool),
 )
+RANGES = st.builds(
+    lambda start, length, components: LayerRange(start, start + length, components),
+    st.integers(0, 9),
+    st.integers(1, 9),
+    st.fixed_dictionaries({}, optional={name: SCHEMES[name] for name in LAYER_COMPONENTS}).filter(bool),
+)
 RECIPES = st.builds(
     Recipe,
     st.sampled_from(PRECISIONS),
@@ -172,6 +206,7 @@ RECIPES = st.builds(
     st.none() | GROUPS,
     st.none() | GROUPS,
     st.sampled_from(CACHE_FORMATS),
+    st.lists(RANGES, max_size=3).map(tuple),
 )
 
 
@@ -181,6 +216,13 @@ def test_json_round_trip(recipe: Recipe) -> None:
     again = Recipe.from_json(json.loads(text), "engine.json: recipe")
     assert again == recipe
     assert json.dumps(again.to_json()) == text
+
+
+@given(recipe=RECIPES)
+def test_toml_round_trip(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("recipes") / "mix.toml"
+    path.write_text(recipe_toml(recipe, ("a comment", "[and] = another")), encoding="utf-8")
+    assert Recipe.from_toml(path) == recipe
 
 
 def test_the_cache_of_a_file_and_of_a_record_that_does_not_say(tmp_path: Path) -> None:
