@@ -68,3 +68,23 @@ def toy_engine_path(tmp_path_factory: pytest.TempPathFactory, tiny_fp8: Path) ->
     path = tmp_path_factory.mktemp("toy") / "engine"
     build_toy_engine(path, tiny_fp8)
     return path
+
+
+@pytest.fixture(scope="session")
+def rtx_engine(
+    tiny_fp8: Path, tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Literal["bf16", "fp8"], str], Path]:
+    """``rtx_engine(variant, precision)``: a TensorRT-RTX engine of one checkpoint; built once, not to be altered."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    from dsv3export.graphs.build import build_engine
+
+    folder = tmp_path_factory.mktemp("rtx")
+
+    def built(variant: Literal["bf16", "fp8"], precision: str) -> Path:
+        out = folder / f"{variant}-{precision}"
+        if not out.exists():
+            checkpoint = tiny_fp8 if variant == "fp8" else tiny_bf16
+            build_engine(checkpoint, out, backend="tensorrt-rtx", precision=precision)
+        return out
+
+    return built

@@ -7,7 +7,7 @@ TensorRT fuses with the making of the weight, so that a step reads the stored by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -49,16 +49,19 @@ def _linear_int(emitter: Emitter, node: ir.Node, inputs: Inputs) -> Sequence[ITe
     bits, group = (int(node.attributes[name].value) for name in ("bits", "group"))
     seen = rounded_to_int8(emitter, x, group) if node.attributes["activations"].value == "int8" else x
     values = int_groups(emitter, weight, scale, offset[0] if offset else None, bits, int(x.shape[-1]))
-    return [_for_phase(emitter)(emitter, seen, values)]
+    return [_for_phase(emitter, seen, values)]
 
 
 def _linear_fp8(emitter: Emitter, node: ir.Node, inputs: Inputs) -> Sequence[ITensor]:
     x, weight, scale = inputs
-    return [_for_phase(emitter)(emitter, x, fp8_blocks(emitter, weight, scale))]
+    return [_for_phase(emitter, x, fp8_blocks(emitter, weight, scale))]
 
 
-def _for_phase(emitter: Emitter) -> Callable[[Emitter, ITensor, ITensor], ITensor]:
-    return project_exactly if emitter.phase == "decode" else project
+def _for_phase(emitter: Emitter, x: ITensor, weight: ITensor) -> ITensor:
+    """The product, rounded once to the type of activations."""
+    if emitter.phase == "decode":
+        return emitter.cast(project_exactly(emitter, x, weight), emitter.compute)
+    return project(emitter, x, weight)
 
 
 def rounded_to_int8(emitter: Emitter, x: ITensor, group: int) -> ITensor:
