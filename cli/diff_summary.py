@@ -13,6 +13,7 @@ from dsv3export.report.text import visible
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from dsv3export.compare.caches import CacheDiff
     from dsv3export.compare.difference import Summary
     from dsv3export.compare.layers import Fault, LayerDiff
 
@@ -32,6 +33,7 @@ def show(diff: LayerDiff, show_all: bool) -> None:
                "SNR, dB", "flips")  # fmt: skip
     rows = _value_rows(view) if show_all else _layer_rows(view)
     print_table("Layer by layer (relative errors)", columns, rows, right=(columns[1], columns[4], *columns[6:]))
+    _show_caches(diff, show_all)
     logits = diff.logits
     print_facts(
         "Next-token distributions",
@@ -39,9 +41,38 @@ def show(diff: LayerDiff, show_all: bool) -> None:
             ("KL divergence", f"{logits.kl_mean:.3e} nats, at most {logits.kl_max:.3e}; JS {logits.js_mean:.3e}"),
             ("by position", spark_line(logits.kl_by_position)),
             ("agreement", f"top-1 {logits.top1:.2%}, top-5 {logits.top5:.2%}; worst rank {logits.worst_rank}"),
+            *_draft_facts(diff),
             ("first fault", fault_text(diff.first_fault) if diff.first_fault else _within(diff.tolerance)),
         ],
     )
+
+
+def _draft_facts(diff: LayerDiff) -> list[tuple[str, str]]:
+    if diff.drafts is None:
+        return []
+    kl, top1 = diff.drafts.kl_mean, diff.drafts.top1
+    return [("MTP drafts", f"KL divergence {kl:.3e} nats, at most {diff.drafts.kl_max:.3e}; top-1 {top1:.2%}")]
+
+
+def _show_caches(diff: LayerDiff, show_all: bool) -> None:
+    """All layers' latent caches, or that which its own format rounds most and the one that is furthest off."""
+    chosen = list(diff.caches)
+    if chosen and not show_all:
+        worst = (max(chosen, key=_format_error), max(chosen, key=lambda cache: cache.propagated.relative))
+        chosen = [cache for cache in chosen if cache in worst]
+    rows = [
+        (visible(cache.stage), f"{_format_error(cache):.1e}", spark_line(cache.format.by_position),
+         f"{cache.propagated.relative:.1e}", spark_line(cache.propagated.by_position))
+        for cache in chosen
+    ]  # fmt: skip
+    if rows:
+        columns = ("layer", "format alone", "by position", "error so far", "by position ")
+        print_table("Latent cache" if show_all else "Latent cache, worst layers", columns, rows,
+                    right=(columns[1], columns[3]))  # fmt: skip
+
+
+def _format_error(cache: CacheDiff) -> float:
+    return cache.format.relative
 
 
 def _layer_rows(view: DiffView) -> Iterable[tuple[str | Text, ...]]:

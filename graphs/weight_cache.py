@@ -54,6 +54,12 @@ class WeightCache:
         self._kept.move_to_end(group)
         return self._kept[group][name]
 
+    def forget(self) -> None:
+        """Keep none of those that were made."""
+        self._kept.clear()
+        self._latest.clear()
+        self._bytes = 0
+
     def _is_streamed(self, group: Group) -> bool:
         """Banks larger than the budget are not held; the float32 that they are made of counts."""
         exprs = [self._exprs[name] for name in group]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3export.compare.caches import CacheDiff, CacheErrors
 from dsv3export.compare.difference import Coordinate, Difference, Summary
 from dsv3export.compare.distributions import Distributions, DistributionSummary
 from dsv3export.compare.routing import Flip, Routing, RoutingSummary
@@ -79,6 +80,8 @@ class LayerDiff:
         only_expected, only_got: Values that one side alone computes.
         logits: Of the propagated run.
         first_fault: None where all is within the tolerance.
+        drafts: As `logits`, of the MTP layer; None where one of the models has none, or no prompt two tokens.
+        caches: The latent cache of each layer.
     """
 
     expected: str
@@ -91,6 +94,8 @@ class LayerDiff:
     logits: DistributionSummary
     first_fault: Fault | None
     prompts: tuple[int, ...]
+    drafts: DistributionSummary | None = None
+    caches: tuple[CacheDiff, ...] = ()
 
 
 def diff_layers(
@@ -105,19 +110,16 @@ def diff_layers(
         prompts: How many both models were given.
         tolerance: The largest `Summary.worst_row` of an injected value that is no fault.
 
+    An MTP layer that one model lacks is left out, and listed in `only_expected` or `only_got`.
+
     Raises:
         RequestError: The models have other layers.
     """
-    if expected.stages != got.stages:
-        raise RequestError(
-            f"{expected.label} and {got.label}",
-            expected=f"two models of the same layers ({len(expected.stages)} stages)",
-            got=f"{len(got.stages)} stages",
-        )
-    walk = _Walk(expected, prompts, tolerance)
+    stages = _common_stages(expected, got)
+    walk = _Walk(expected, got, prompts, tolerance)
     progress = progress or NoProgress()
-    progress.start("comparing", len(expected.stages), "layers")
-    for name in expected.stages:
+    progress.start("comparing", len(stages), "layers")
+    for name in stages:
         with expected.open(name) as mine, got.open(name) as other:
             walk.stage(name, mine, other)
         progress.advance(1)
@@ -125,17 +127,35 @@ def diff_layers(
     return walk.result(expected.label, got.label)
 
 
+def _common_stages(expected: StagedModel, got: StagedModel) -> list[str]:
+    mtp = {f"layers.{layer}" for layer in expected.config.mtp_layer_ids}
+    common = [name for name in expected.stages if name in got.stages]
+    if (set(expected.stages) ^ set(got.stages)) - mtp:
+        raise RequestError(
+            f"{expected.label} and {got.label}",
+            expected=f"two models of the same layers ({len(expected.stages)} stages)",
+            got=f"{len(got.stages)} stages",
+        )
+    return common
+
+
 class _Walk:
     """What is carried from stage to stage."""
 
-    def __init__(self, model: StagedModel, prompts: int, tolerance: float) -> None:
-        self._config = model.config
+    def __init__(self, expected: StagedModel, got: StagedModel, prompts: int, tolerance: float) -> None:
+        self._config = expected.config
+        self._mtp = [f"layers.{layer}" for layer in self._config.mtp_layer_ids]
         self._prompts, self._tolerance = prompts, tolerance
         self._hidden: list[Array | None] = [None] * prompts
         self._values: list[ValueDiff] = []
         self._routers: list[RouterDiff] = []
-        self._only: tuple[list[str], list[str]] = ([], [])
-        self._logits = Distributions()
+        self._only = (
+            [name for name in expected.stages if name not in got.stages],
+            [name for name in got.stages if name not in expected.stages],
+        )
+        self._caches: list[CacheDiff] = []
+        self._logits, self._drafts = Distributions(), Distributions()
+        self._drafted = False
         self._fault: Fault | None = None
 
     def stage(self, name: str, expected: Stage, got: Stage) -> None:
@@ -145,21 +165,31 @@ class _Walk:
             hidden = self._hidden[prompt]
             mine, propagated = expected.run(prompt), got.run(prompt)
             injected = propagated if hidden is None else got.run(prompt, hidden)
-            self._hidden[prompt] = mine[expected.output]
+            self._hidden[prompt] = mine[expected.handed_on]
             stage.add(prompt, mine[expected.output].shape[-2], mine, propagated, injected)
             if name == "head":
                 self._logits.add(prompt, mine[expected.output], propagated[got.output])
+            elif name in self._mtp:
+                self._add_drafts(prompt, mine[expected.output], propagated[got.output])
         self._values += stage.values()
         self._routers += stage.routers()
+        self._caches += stage.caches()
         for names, more in zip(self._only, stage.only, strict=True):
             names.extend(more)
         self._fault = self._fault or stage.fault()
+
+    def _add_drafts(self, prompt: int, expected: Array, got: Array) -> None:
+        """The last one is on a token that only stands for the next."""
+        if len(expected) > 1:
+            self._drafted = True
+            self._drafts.add(prompt, expected[:-1], got[:-1])
 
     def result(self, expected: str, got: str) -> LayerDiff:
         return LayerDiff(
             expected, got, self._tolerance, tuple(self._values), tuple(self._routers),
             tuple(self._only[0]), tuple(self._only[1]), self._logits.summary(), self._fault,
             tuple(0 if hidden is None else hidden.shape[-2] for hidden in self._hidden),
+            self._drafts.summary() if self._drafted else None, tuple(self._caches),
         )  # fmt: skip
 
 
@@ -170,6 +200,7 @@ class _StageDiff:
         self._name, self._tolerance = name, tolerance
         self._routing = {"propagated": propagated, "injected": injected}
         self._routed = False
+        self._cache = CacheErrors(name)
         self._order: list[str] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._modes: dict[str, dict[str, Difference]] = {}
@@ -182,8 +213,11 @@ class _StageDiff:
             self._align(expected, injected)
         kept = self._route(prompt, expected, injected, "injected")
         self._route(prompt, expected, propagated, "propagated")
+        self._cache.add(prompt, expected, propagated, injected)
+        counted = None  # what is computed before the choice does not depend on it
         for name in self._order:
             if name.endswith(_IDS):
+                counted = kept
                 continue
             mine, theirs = expected[name], injected[name]
             if mine.shape != theirs.shape:
@@ -191,7 +225,7 @@ class _StageDiff:
                 continue
             rows = [_rows(name, values, tokens) for values in (expected, propagated, injected)]
             self._modes[name]["propagated"].add(prompt, rows[0], rows[1])
-            self._modes[name]["injected"].add(prompt, rows[0], rows[2], kept)
+            self._modes[name]["injected"].add(prompt, rows[0], rows[2], counted)
 
     def values(self) -> Iterable[ValueDiff]:
         for name in self._order:
@@ -200,6 +234,10 @@ class _StageDiff:
                 yield ValueDiff(
                     name, self._name, self._shapes[name], modes["propagated"].summary(), modes["injected"].summary()
                 )
+
+    def caches(self) -> Iterable[CacheDiff]:
+        found = self._cache.summary()
+        return [] if found is None else [found]
 
     def routers(self) -> Iterable[RouterDiff]:
         if self._routed:

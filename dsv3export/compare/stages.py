@@ -24,18 +24,26 @@ class Stage(Protocol):
 
         Args:
             prompt: Its number.
-            hidden: float32 [1, S, D], to be used in place of what the stage before has computed; nothing of such a
-                run is kept. The first stage takes none.
+            hidden: float32 [1, S, D], to be used in place of what the stage before hands on; nothing of such a run is
+                kept. The first stage takes none.
 
         Returns:
-            Each value with the prompt's S tokens as its first axis that is longer than 1. ``Stage.output`` is among
-            them.
+            Each value with the prompt's S tokens as its first axis that is longer than 1. ``Stage.output`` and
+            ``Stage.handed_on`` are among them.
         """
         ...
 
     @property
     def output(self) -> str:
-        """The name of what the next stage takes, or of the logits."""
+        """The name of the stage's result: the residual stream, or logits."""
+        ...
+
+    @property
+    def handed_on(self) -> str:
+        """The name of what the next stage takes: `output`, but of the head ``final_hidden``, which the MTP layer takes.
+
+        That is the head's second result under the name that it has in the graph, whatever it is computed from.
+        """
         ...
 
     @property
@@ -55,7 +63,11 @@ class StagedModel(Protocol):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """``embed``, ``layers.0``, ..., ``head``."""
+        """``embed``, ``layers.0``, ..., ``head``; behind them the MTP layer, under its number, if there is one.
+
+        The MTP layer runs on the hidden state of each token and the token after it. What comes after a prompt is not
+        known, and any token will do to compare two programs: the prompt's first stands for it.
+        """
         ...
 
     def open(self, stage: str) -> AbstractContextManager[Stage]: ...

@@ -15,16 +15,17 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.compare.stages import Array, Values
 from dsv3export.graphs.buildable import check_calibration
 from dsv3export.graphs.calibration import Calibration
-from dsv3export.graphs.capture.calls import Call, Flow, empty_caches
+from dsv3export.graphs.capture.calls import FINAL_HIDDEN, NEXT_IDS, Call, Flow, empty_caches, tokens_after
 from dsv3export.graphs.executor import DEFAULT_MAX_WEIGHT_BYTES, recipe_graph
 from dsv3export.graphs.interpreter import run_call, sequence_inputs
 from dsv3export.graphs.passes.embedding import embedding_dtype
+from dsv3export.graphs.rewrite import merged_weights
 from dsv3export.graphs.streamed_bank import Argument, held
 from dsv3export.graphs.tensors import torch_tensor
+from dsv3export.graphs.trace import Part
 from dsv3export.graphs.values import is_weight
 from dsv3export.graphs.weight_cache import WeightCache
 from dsv3export.recipe import Recipe
-from dsv3export.runtime.latent_cache import CacheLayout
 
 _SHOWN = (torch.float32, torch.int64)
 _BIAS = "mlp.gate.e_score_correction_bias"
@@ -54,27 +55,39 @@ class ExecutorStages:
         self.label = f"{checkpoint.path} (executor, {chosen.precision})"
         check_calibration(chosen, calibration_ids is not None)
         calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)
-        self._graph = recipe_graph(self.config, "trunk", chosen, embedding_dtype(checkpoint, chosen))
-        self._weights = WeightCache(checkpoint, self._graph.weights, DEFAULT_MAX_WEIGHT_BYTES, calibration)
-        self._nodes = {str(node.name): node for node in self._graph.model.graph}
-        self._calls = {name: _call(node) for name, node in self._nodes.items()}
-        self._layout = CacheLayout.of(chosen.cache, self.config)
+        parts: tuple[Part, ...] = ("trunk", "mtp") if self.config.num_nextn_predict_layers else ("trunk",)
+        embedding = embedding_dtype(checkpoint, chosen)
+        graphs = {part: recipe_graph(self.config, part, chosen, embedding) for part in parts}
+        exprs = merged_weights(graphs.values())
+        self._weights = WeightCache(checkpoint, exprs, DEFAULT_MAX_WEIGHT_BYTES, calibration)
+        trunk = graphs["trunk"].model
+        self._programs: dict[str, tuple[Call, ir.Model, Sequence[ir.Node]]] = {
+            str(node.name): (Call.of_node(node, is_weight), trunk, [node]) for node in trunk.graph
+        }
+        if "mtp" in graphs:
+            mtp = graphs["mtp"].model
+            call = Call.of_mtp(mtp.graph, is_weight)
+            self._programs[call.stage] = (call, mtp, list(mtp.graph))
+        self._cache_format = chosen.cache
         self._lengths = [len(ids) for ids in prompts]
-        self._flow: Flow[Tensor] = Flow(list(self._calls.values()), [sequence_inputs(ids) for ids in prompts])
+        self._flow: Flow[Tensor] = Flow(
+            [call for call, *_ in self._programs.values()], [_given(ids) for ids in prompts]
+        )
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return tuple(self._calls)
+        return tuple(self._programs)
 
     @contextmanager
     def open(self, stage: str) -> Iterator[_OpenStage]:
         """See `StagedModel.open`."""
-        call, node = self._calls[stage], self._nodes[stage]
-        weights = [value for value in node.inputs if value is not None and is_weight(value)]
+        call, model, nodes = self._programs[stage]
+        weights = [value for node in nodes for value in node.inputs if value is not None and is_weight(value)]
         opened = {str(value.name): self._weights[str(value.name)] for value in weights}
-        caches = [empty_caches(self._layout, call, length) for length in self._lengths]
-        yield _OpenStage(self._graph.model, node, call, opened, self._flow, caches)
+        caches = [empty_caches(self._cache_format, self.config, call, length) for length in self._lengths]
+        yield _OpenStage(model, nodes, call, opened, self._flow, caches)
         self._flow.forget(call)
+        self._weights.forget()
 
 
 class _OpenStage:
@@ -83,15 +96,15 @@ class _OpenStage:
     def __init__(
         self,
         model: ir.Model,
-        node: ir.Node,
+        nodes: Sequence[ir.Node],
         call: Call,
         weights: Mapping[str, Argument],
         flow: Flow[Tensor],
         caches: Sequence[Mapping[str, Array]],
     ) -> None:
-        self._model, self._node, self._call, self._flow = model, node, call, flow
+        self._model, self._nodes, self._call, self._flow = model, nodes, call, flow
         self._weights, self._caches = weights, caches
-        self.output = call.path or {"embed": "embed_tokens", "head": "lm_head"}[call.stage]
+        self.output, self.handed_on = call.output, call.handed_on
 
     @property
     def router_bias(self) -> NDArray[np.float32] | None:
@@ -102,23 +115,27 @@ class _OpenStage:
         seen: dict[str, Array] = {}
 
         def observe(name: str, value: Tensor) -> None:
-            if value.dtype in _SHOWN:
+            if value.dtype in _SHOWN and name.startswith(prefix):
                 seen[name] = value.numpy()
 
+        # The MTP layer's embedding is the trunk's, on other tokens.
+        prefix = self._call.path if self._call.drafts else ""
         given = None if hidden is None else torch.from_numpy(hidden)
         by_name = self._flow.inputs(self._call, prompt, given)
         caches = {name: torch_tensor(array.copy()) for name, array in self._caches[prompt].items()}
-        inputs = {value: (by_name | caches)[str(value.name)] for value in self._node.inputs
-                  if value is not None and not is_weight(value)}  # fmt: skip
+        known = by_name | caches
+        values = {value: known[str(value.name)] for node in self._nodes for value in node.inputs
+                  if value is not None and str(value.name) in known}  # fmt: skip
         with torch.inference_mode():
-            run_call(self._model, self._node, inputs, self._weights, observe)
+            for node in self._nodes:
+                run_call(self._model, node, values, self._weights, observe)
+        outputs = {str(value.name): values[value] for value in self._nodes[-1].outputs}
         if hidden is None:
-            outputs = {str(value.name): inputs[value] for value in self._node.outputs}
             self._flow.keep(self._call, prompt, outputs)
+        if FINAL_HIDDEN in outputs:
+            seen[FINAL_HIDDEN] = outputs[FINAL_HIDDEN].numpy()
         return seen
 
 
-def _call(node: ir.Node) -> Call:
-    inputs = tuple(str(value.name) for value in node.inputs if value is not None and not is_weight(value))
-    outputs = tuple(str(value.name) for value in node.outputs)
-    return Call(str(node.name), node.metadata_props["dsv3.path"], inputs, outputs)
+def _given(ids: Sequence[int]) -> dict[str, Tensor]:
+    return sequence_inputs(ids) | {NEXT_IDS: torch.tensor([tokens_after(ids)])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx_ir as ir
 
@@ -14,6 +14,7 @@ from dsv3export.graphs.trace.kinds import layer_kinds
 from dsv3export.graphs.values import like
 
 Part = Literal["trunk", "mtp"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 # Where the weights of the two outer kinds live in a checkpoint; a layer's live below model.layers.{i}.
 _OUTER_NAMES = {

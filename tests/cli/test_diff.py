@@ -42,7 +42,14 @@ def test_an_engine_is_right_at_every_precision(
         "layers.3.mlp.experts",
         "lm_head",
         "rotary.cos",
+        "final_hidden",
+        "layers.4.hnorm",
+        "layers.4",
     } <= by_name.keys()
+    assert found["drafts"]["positions"] == sum(found["prompts"]) - 2 and found["drafts"]["top1"] > 0.8
+    assert [held["stage"] for held in found["caches"]] == [f"layers.{layer}" for layer in range(5)]
+    assert all((held["format"]["relative"] > 0) == (cache is not None) for held in found["caches"])
+    assert all(0 < held["propagated"]["relative"] < 0.1 for held in found["caches"])
     assert 0 < by_name["lm_head"]["propagated"]["relative"] < 1e-2
     assert len(by_name["layers.3"]["propagated"]["by_position"]) == max(7, by_name["layers.3"]["shape"][1])
     assert found["logits"]["top1"] == 1
@@ -118,3 +125,12 @@ def test_what_cannot_be_compared(tiny_bf16: Path, prompts: Path, tmp_path: Path)
     ):
         assert_refused(run_here("diff", *arguments, "--prompts", prompts), says, tmp_path)
     assert_refused(run_here("diff", tiny_bf16, tiny_bf16, "--prompts", tmp_path / "no.txt"), ("no.txt",), tmp_path)
+
+
+def test_an_mtp_layer_that_one_side_lacks(tiny_bf16: Path, prompts: Path, tmp_path: Path) -> None:
+    build_engine(tiny_bf16, tmp_path / "e", precision="fp8", mtp=False)
+    result = tmp_path / "diff.json"
+    outcome = run_here("diff", tiny_bf16, tmp_path / "e", "--prompts", prompts, "--json", result, "--quiet")
+    found = json.loads(result.read_text(encoding="utf-8"))
+    assert (outcome.code, found["drafts"]) == (0, None)
+    assert found["only_expected"] == ["layers.4"] and "MTP drafts" not in outcome.out

@@ -226,10 +226,9 @@ def with_attribute(op_type: str, name: str, value: Any) -> Callable[[ir.Model], 
 
 
 def with_input(value: str, place: int, other: str) -> Callable[[ir.Model], None]:
-    """The node that computes `value` takes `other` as its input number `place`."""
+    """The node that computes `value` takes `other` as its input number `place`, where a layer kind has both."""
 
     def alter(model: ir.Model) -> None:
-        changed = 0
         for function in model.functions.values():
             by_name = {str(each.name): each for node in function for each in node.outputs}
             by_name |= {str(each.name): each for each in function.inputs}
@@ -237,8 +236,33 @@ def with_input(value: str, place: int, other: str) -> Callable[[ir.Model], None]
                 node = by_name[value].producer()
                 assert node is not None
                 node.replace_input_with(place, by_name[other])
-                changed += 1
-        assert changed
+
+    return alter
+
+
+def with_result(kind: str, place: int, other: str) -> Callable[[ir.Model], None]:
+    """A layer kind hands out its value or input `other` as its result number `place`."""
+
+    def alter(model: ir.Model) -> None:
+        for function in model.functions.values():
+            if function.name == kind:
+                function.outputs[place] = next(value for value in function.inputs if value.name == other)
+
+    return alter
+
+
+def with_inputs_swapped(first: str, second: str | None) -> Callable[[ir.Model], None]:
+    """The nodes that compute two values take each other's first input; one alone has its first two swapped."""
+
+    def alter(model: ir.Model) -> None:
+        for function in model.functions.values():
+            by_name = {str(value.name): node for node in function for value in node.outputs}
+            if first not in by_name or (second is not None and second not in by_name):
+                continue
+            places = [(by_name[first], 0), (by_name[first], 1) if second is None else (by_name[second], 0)]
+            values = [node.inputs[place] for node, place in places]
+            for (node, place), value in zip(places, reversed(values), strict=True):
+                node.replace_input_with(place, value)
 
     return alter
 
@@ -257,6 +281,9 @@ WRONG_GRAPHS: dict[str, tuple[Callable[[ir.Model], None], str]] = {
         with_input("self_attn.latent_append", 1, "self_attn.split.0_2"),
         f"{FIRST_ATTENTION}.latent_append",
     ),
+    "hidden state before the final norm for the MTP layer": (with_result("head", 1, "hidden"), "final_hidden"),
+    "MTP norms in each other's place": (with_inputs_swapped("enorm", "hnorm"), "layers.4.enorm"),
+    "MTP halves in the other order": (with_inputs_swapped("concat", None), "layers.4.concat"),
     "SiLU left out": (with_input("mlp.mul", 0, "mlp.gate_proj"), "layers.0.mlp.mul"),
 }
 
@@ -347,6 +374,9 @@ class AlteredWeights:
 
     def __getitem__(self, name: str) -> Tensor:
         return self._wrong(name, self._inner[self._renamed.get(name, name)])
+
+    def forget(self) -> None:
+        self._inner.forget()
 
 
 @pytest.mark.parametrize("name", WRONG_WEIGHTS)
