@@ -49,7 +49,7 @@ def test_an_engine_is_right_at_every_precision(
     assert found["drafts"]["positions"] == sum(found["prompts"]) - 2 and found["drafts"]["top1"] > 0.8
     assert [held["stage"] for held in found["caches"]] == [f"layers.{layer}" for layer in range(5)]
     assert all((held["format"]["relative"] > 0) == (cache is not None) for held in found["caches"])
-    assert all(0 < held["propagated"]["relative"] < 0.1 for held in found["caches"])
+    assert all(held["propagated"]["relative"] < 0.1 for held in found["caches"])
     assert 0 < by_name["lm_head"]["propagated"]["relative"] < 1e-2
     assert len(by_name["layers.3"]["propagated"]["by_position"]) == max(7, by_name["layers.3"]["shape"][1])
     assert found["logits"]["top1"] == 1
