@@ -181,6 +181,10 @@ class Recorder:
                 return record
         raise KeyError(f"no network was recorded for the engine with SHA-256 {digest}")
 
+    def record(self, network: Any, config: Any) -> Record:
+        """The record of a network that this recorder has seen defined, without building it."""
+        return self._finish(network, config)
+
     def wrap(self, value: Any, journal: _Journal) -> Any:
         """A proxy where `value` is one of the recorded kinds; the same proxy for the same object."""
         kind = next((kind for type_, kind in self._kinds if isinstance(value, type_)), None)

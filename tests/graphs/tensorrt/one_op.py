@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,11 +14,14 @@ from dsv3export.graphs.lower.tensorrt.emit import Emitter, Types
 from dsv3export.graphs.lower.tensorrt.flavour import RTX
 from dsv3export.graphs.lower.tensorrt.log import make_logger
 from dsv3export.graphs.lower.tensorrt.network import define
-from dsv3export.graphs.lower.tensorrt.objects import INetwork, Module
+from dsv3export.graphs.lower.tensorrt.objects import IBuilder, IBuilderConfig, INetwork, Module
 from dsv3export.graphs.lower.tensorrt.prepare import prepare
+from dsv3export.graphs.lower.tensorrt.recorder import Recorder
+from dsv3export.graphs.lower.tensorrt.replay import replay_of
 from dsv3export.graphs.lower.tensorrt.rows import NATIVE_ROWS
 from dsv3export.graphs.packing import PACKINGS
 from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.graphs.values import mark_weight
 from dsv3export.graphs.weight_expr import WeightExpr
 from dsv3export.plugins import OPS
@@ -41,23 +43,24 @@ COMPUTE = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 @dataclass(frozen=True)
 class OneOp:
-    """A network of one node that was built.
+    """A network of one node.
 
     Attributes:
         weights: Its weight inputs by name, packed.
-        engine: Serialized; None where TensorRT refused, see `errors`.
+        errors: What TensorRT has logged.
     """
 
     case: Case
+    builder: IBuilder
     network: INetwork
+    config: IBuilderConfig
     emitter: Emitter
     weights: Mapping[str, Array]
-    engine: Any
     errors: list[str]
 
 
-def build(trt: Module, case: Case, compute: str, phase: Phase, most: int = 0) -> OneOp:
-    """Define and build the network of a case.
+def define_op(trt: Module, case: Case, compute: str, phase: Phase, most: int = 0) -> OneOp:
+    """Define the network of a case.
 
     Args:
         most: Largest run-time size of the profile; 0 for exactly the case's sizes.
@@ -69,24 +72,38 @@ def build(trt: Module, case: Case, compute: str, phase: Phase, most: int = 0) ->
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     capacity = case.inputs["cache"].shape[1] if "cache" in case.inputs else 1
     results = [f"{port.name}_out" for port in OPS[case.op].outputs]
-    wide = "F32" if case.op == "MoERoute" else compute
-    emitter = define(trt, network, function, results, NATIVE_ROWS, RTX, Types(wide, compute, capacity), phase)
+    # A router is given and gives float32, whatever activations are.
+    types = Types("F32" if case.op == "MoERoute" else compute, compute, capacity)
+    emitter = define(trt, network, function, results, NATIVE_ROWS, RTX, types, phase)
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     for port in emitter.inputs:
         if port.host:
             profile.set_shape_input(port.name, [1], [_length(case)], [capacity])
         elif not all(isinstance(size, int) for size in port.shape):
             actual = list(case.inputs[port.name].shape)
-            shape = [actual[0], 1, *actual[1:]] if port.name == "cache" else actual
-            least = [size if isinstance(size, int) else 1 for size in port.shape]
-            largest = [
-                size if isinstance(size, int) else max(most, each) for size, each in zip(port.shape, shape, strict=True)
-            ]
-            profile.set_shape(port.name, least, shape, largest)
+            actual = [actual[0], 1, *actual[1:]] if port.name == "cache" else actual
+            least, largest = (
+                [size if isinstance(size, int) else limit(each) for size, each in zip(port.shape, actual, strict=True)]
+                for limit in (lambda _: 1, lambda each: max(most, each))
+            )
+            profile.set_shape(port.name, least, actual, largest)
     config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
     weights = {name: _packed(expr, case) for name, expr in graph.weights.items()}
-    return OneOp(case, network, emitter, weights, engine, logger.errors)
+    return OneOp(case, builder, network, config, emitter, weights, logger.errors)
+
+
+def replayed(recorder: Recorder, one: OneOp) -> list[Array]:
+    """What the network computes, by its replay; outputs as the op has them."""
+    results = replay_of(recorder.record(one.network, one.config)).run(replayed_inputs(one))
+    return [results[port.name].to(torch.float64).numpy() for port in one.emitter.outputs]
+
+
+def computed(case: Case) -> list[Array]:
+    """What the op's own kernel computes."""
+    ports = OPS[case.op].inputs
+    inputs = [torch_tensor(case.inputs[port.name].copy()) if port.name in case.inputs else None for port in ports]
+    results = OPS[case.op].kernel(*inputs, *(case.attributes[each.name] for each in OPS[case.op].attributes))
+    return [result.numpy() for result in (results if isinstance(results, tuple) else (results,))]
 
 
 def replayed_inputs(one: OneOp) -> dict[str, torch.Tensor]:
@@ -108,10 +125,9 @@ def _tensor(array: Array, port: Port) -> torch.Tensor:
     if port.name == "cache":
         array = array[:, None]
     if port.dtype in COMPUTE:
-        return torch.from_numpy(array.astype(np.float32)).to(COMPUTE[port.dtype])
-    if port.dtype == "F8_E4M3":
-        return torch.from_numpy(array.view(np.uint8).copy()).view(torch.float8_e4m3fn)
-    return torch.from_numpy(array.view(np.int8).copy() if port.dtype == "I8" else array.copy())
+        # What nothing may see must be finite, in float16 after a projection too.
+        return torch.from_numpy(array.astype(np.float32).clip(-1e3, 1e3)).to(COMPUTE[port.dtype])
+    return torch.from_numpy(array.view(np.int8).copy()) if port.dtype == "I8" else torch_tensor(array.copy())
 
 
 def _graph(case: Case) -> GraphWithWeights:
@@ -129,7 +145,7 @@ def _graph(case: Case) -> GraphWithWeights:
     outputs = [
         [
             ir.Value(name=port.name, type=ir.TensorType(ir.DataType.FLOAT), shape=_output_shape(array))
-            for port, array in zip(op.outputs, case.expected(), strict=True)
+            for port, array in zip(op.outputs, computed(case), strict=True)
         ]
         for _ in range(2)
     ]
