@@ -39,16 +39,18 @@ def read_pieces(folder: Path, pieces: Iterable[Piece], target: memoryview) -> No
             try:
                 if piece.file not in files:
                     files[piece.file] = stack.enter_context(FileIO(path))
-                _read_into(files[piece.file], piece, target[start : start + piece.nbytes])
+                read_into(files[piece.file], piece.offset, target[start : start + piece.nbytes])
             except OSError as error:
                 raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
             start += piece.nbytes
 
 
-def _read_into(file: FileIO, piece: Piece, target: memoryview) -> None:
-    file.seek(piece.offset)
+def read_into(file: FileIO, offset: int, target: memoryview) -> None:
+    """Fills `target` with a file's bytes from `offset` on. Raises EngineError where the file ends before."""
+    end = offset + len(target)
+    file.seek(offset)
     while target:
         count = file.readinto(target)
         if not count:
-            raise EngineError(str(file.name), expected=f"{piece.end} bytes", got=f"{file.tell()}: it was cut just now")
+            raise EngineError(str(file.name), expected=f"{end} bytes", got=f"{file.tell()}: it was cut just now")
         target = target[count:]

@@ -143,6 +143,10 @@ class Stream:
         """Waits for all work so far. Raises DeviceLostError where it failed."""
         self._call("cuStreamSynchronize", self.handle)
 
+    def drain(self) -> None:
+        """Waits until nothing is left to be done, whether it worked or not: memory may be given back after this."""
+        self._call.release("cuStreamSynchronize", self.handle)
+
     def event(self) -> Event:
         """A mark behind all work so far."""
         return Event(self._call, self.handle)

@@ -27,7 +27,8 @@ from dsv3export.runtime.generation import (
 from dsv3export.runtime.providers import Choice, check_choice, open_provider
 from dsv3export.runtime.request_maker import Prompt, RequestMaker, TokenIds
 from dsv3export.runtime.requests import Limits
-from dsv3export.runtime.session import Logits, Session
+from dsv3export.runtime.session import BoundedSession, Logits, Session
+from dsv3export.runtime.tensorrt_module import FLAVOURS
 from dsv3export.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -72,11 +73,12 @@ class Engine:
         self._files, self.session = files, session
         self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
         self.prefixes = prefix_cache_for(session, prefix_cache)
-        context = files.config.max_position_embeddings
-        if capacity is not None and capacity < context:
-            self.limits = Limits(session.vocab_size, capacity, "the capacity asked for")
-        else:
-            self.limits = Limits(session.vocab_size, context, "the model's max_position_embeddings")
+        contexts = [(files.config.max_position_embeddings, "the model's max_position_embeddings")]
+        if isinstance(session, BoundedSession):
+            contexts.append((session.capacity, "what the engine was built for"))
+        if capacity is not None:
+            contexts.append((capacity, "the capacity asked for"))
+        self.limits = Limits(session.vocab_size, *min(contexts, key=lambda context: context[0]))
 
     @classmethod
     def load(
@@ -95,7 +97,7 @@ class Engine:
 
         Args:
             path: The directory that `dsv3export build` wrote.
-            threads: Compute threads; None takes the physical cores that this process may use.
+            threads: Compute threads of ONNX Runtime; None takes the physical cores that this process may use.
             provider: ONNX Runtime's execution provider: one that the engine was built for, or "auto" for the first of
                 them that this machine has. Where that is not the preferred one, a `UserWarning` says so.
             verify: "full" hashes every weights file, "auto" only those whose modification time has changed.
@@ -221,9 +223,17 @@ def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:
 def _open_session(files: EngineFiles, threads: int | None, provider: Choice) -> Session:
     """Raises BackendError for a backend or a provider that this runtime cannot run."""
     record = files.manifest.backend
-    if record.name != "onnxruntime":
-        raise BackendError(f"engine {files.path}: backend", expected="onnxruntime", got=repr(record.name))
     # imported here so that a missing backend package is reported only when it is needed
+    if record.name in FLAVOURS:
+        from dsv3export.runtime.tensorrt.session import TensorRTSession
+
+        if provider != "auto":
+            expected, fix = "an engine for onnxruntime", "Leave the provider to auto."
+            raise BackendError(f"engine {files.path}: provider {provider}", expected=expected, got=record.name, fix=fix)
+        return TensorRTSession(files)
+    if record.name != "onnxruntime":
+        expected = f"onnxruntime, {' or '.join(FLAVOURS)}"
+        raise BackendError(f"engine {files.path}: backend", expected=expected, got=repr(record.name))
     from dsv3export.runtime.onnxruntime_device import Device
     from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,6 +47,14 @@ class Session(Protocol):
             Logits of those rows, float32[R, vocab_size].
         """
         ...
+
+
+@runtime_checkable
+class BoundedSession(Protocol):
+    """A session whose engine was built for sequences of at most `capacity` tokens."""
+
+    @property
+    def capacity(self) -> int: ...
 
 
 class DraftingSession(Session, Protocol):

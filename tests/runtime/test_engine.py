@@ -220,9 +220,9 @@ def test_another_backend_is_refused_by_name(toy_engine_path: Path, tmp_path: Pat
     path = tmp_path / "engine"
     shutil.copytree(toy_engine_path, path)
     text = (path / "engine.json").read_text()
-    (path / "engine.json").write_text(text.replace('"name": "onnxruntime"', '"name": "tensorrt"'))
-    assert EngineFiles.open(path).manifest.backend.name == "tensorrt"
-    with pytest.raises(BackendError, match="expected onnxruntime, got 'tensorrt'"):
+    (path / "engine.json").write_text(text.replace('"name": "onnxruntime"', '"name": "openvino"'))
+    assert EngineFiles.open(path).manifest.backend.name == "openvino"
+    with pytest.raises(BackendError, match="expected onnxruntime, tensorrt-rtx or tensorrt, got 'openvino'"):
         Engine.load(path)
 
 

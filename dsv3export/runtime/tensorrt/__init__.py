@@ -1,0 +1,1 @@
+"""Engines of TensorRT and TensorRT-RTX on an NVIDIA GPU. No torch."""

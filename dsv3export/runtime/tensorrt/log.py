@@ -1,0 +1,30 @@
+"""What TensorRT says, kept instead of printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LONGEST = 300
+
+
+def make_log(trt: Any) -> Any:
+    """A logger for `Builder` and `Runtime` that prints nothing.
+
+    `errors` has what went wrong since it was last cleared; `reason()` clears it and puts it into one line.
+    """
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                self.errors.append(" ".join(message.split()))
+
+        def reason(self) -> str:
+            text = "; ".join(dict.fromkeys(self.errors))[:_LONGEST]
+            self.errors.clear()
+            return text or "no reason given"
+
+    return Log()
