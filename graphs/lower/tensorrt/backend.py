@@ -11,7 +11,7 @@ from dsv3export.engine.manifest import BackendRecord, Compute, WeightEntry
 from dsv3export.engine.program import PHASES, PROGRAM, Phase, Program
 from dsv3export.errors import RequestError
 from dsv3export.graphs.backend import BackendOptions, GraphFile, TensorRTOptions, router_dtype
-from dsv3export.graphs.lower.tensorrt.choices import cache_for, check_devices, check_schemes, compute_for, limits_for
+from dsv3export.graphs.lower.tensorrt.choices import cache_for, check_schemes, compute_for, limits_for
 from dsv3export.graphs.lower.tensorrt.dtypes import FLOAT_TYPES
 from dsv3export.graphs.lower.tensorrt.emit import Types
 from dsv3export.graphs.lower.tensorrt.engines import BuiltEngine, Target, build_kind
@@ -21,6 +21,7 @@ from dsv3export.graphs.lower.tensorrt.prepare import prepare
 from dsv3export.graphs.lower.tensorrt.program import program_of
 from dsv3export.graphs.lower.tensorrt.progress import Steps
 from dsv3export.graphs.lower.tensorrt.rows import rows_for
+from dsv3export.graphs.lower.tensorrt.timing import TimingCache
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.trace import Part
 from dsv3export.progress import Progress
@@ -52,7 +53,6 @@ class TensorRTBackend:
     def adapted(self, recipe: Recipe) -> Recipe:
         check_schemes(self._flavour, recipe)
         compute = self._compute(recipe)
-        check_devices(self._devices, compute)
         cache = cache_for(self._flavour, recipe, compute, self._options.cache_given)
         return replace(recipe.unrounded(), cache=cache)
 
@@ -68,7 +68,9 @@ class TensorRTBackend:
         graph = graphs["trunk"]
         compute, limits = self._compute(recipe), limits_for(self._asked, config)
         types = Types(FLOAT_TYPES[compute], FLOAT_TYPES[recipe.cache], limits.capacity)
-        target = Target(self._trt, self._flavour, rows_for(self._flavour), types, limits, self._devices)
+        version = str(self._trt.__version__)
+        timing = TimingCache.of_user(version) if self._flavour.measures else None
+        target = Target(self._trt, self._flavour, rows_for(self._flavour), types, limits, self._devices, timing)
         results = result_names(graph.model)
         functions = [function for function in graph.model.functions.values() if function.name in results]
         built = {}
@@ -76,7 +78,6 @@ class TensorRTBackend:
             for function in functions:
                 built[function.name] = build_kind(target, function, results[function.name], steps)
         opset = graph.model.graph.opset_imports[""]
-        version = str(self._trt.__version__)
         record = BackendRecord(self._flavour.name, version, opset, (), compute)
         return KindEngines(record, program_of(graph.model, target, built, compute, version), built)
 

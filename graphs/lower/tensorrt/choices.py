@@ -26,14 +26,6 @@ def check_schemes(flavour: Flavour, recipe: Recipe) -> None:
             )  # fmt: skip
 
 
-def check_devices(devices: tuple[str, ...], compute: Compute) -> None:
-    """Raises RequestError where a device has no arithmetic in what is computed in."""
-    if "sm75" in devices and compute == "bf16":
-        raise RequestError(
-            "device sm75", expected="a type that Turing computes in", got="bf16", fix="Give --compute f16 as well."
-        )
-
-
 def compute_for(recipe: Recipe, asked: Compute | None) -> Compute:
     """What activations are computed in: what was asked for, else bfloat16.
 

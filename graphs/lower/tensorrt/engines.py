@@ -17,6 +17,7 @@ from dsv3export.graphs.lower.tensorrt.objects import IBuilder, IBuilderConfig, M
 from dsv3export.graphs.lower.tensorrt.profiles import add_profile
 from dsv3export.graphs.lower.tensorrt.progress import Steps
 from dsv3export.graphs.lower.tensorrt.row import Key, Row
+from dsv3export.graphs.lower.tensorrt.timing import TimingCache
 from dsv3export.runtime.tensorrt_module import without_collector
 
 
@@ -30,6 +31,7 @@ class Target:
         types: What is computed in.
         limits: What the profiles reach to.
         devices: Compute capabilities, of those that the flavour knows; empty for its default.
+        timing: Measurements of kernels, for a flavour that makes them.
     """
 
     trt: Module
@@ -38,6 +40,7 @@ class Target:
     types: Types
     limits: Limits
     devices: tuple[str, ...] = ()
+    timing: TimingCache | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def build_engine(
     """
     trt = target.trt
     logger = make_logger(trt)
-    builder: IBuilder = trt.Builder(logger)
+    builder = _builder(target, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     what = f"{target.flavour.name}: {function.name} for {phase}"
     try:
@@ -87,6 +90,8 @@ def build_engine(
     serialized = builder.build_serialized_network(network, config)
     if steps is not None:
         steps.built()
+    if target.timing is not None:
+        target.timing.take(config)
     if serialized is None:
         raise _refusal(what, logger.errors)
     return BuiltEngine(bytes(serialized), _kind(emitter))
@@ -96,11 +101,25 @@ def _refusal(what: str, errors: Sequence[str]) -> BackendError:
     return BackendError(what, expected="a network that it can build", got="; ".join(errors[:2]) or "no reason")
 
 
+def _builder(target: Target, logger: object) -> IBuilder:
+    try:
+        return target.trt.Builder(logger)
+    except (TypeError, RuntimeError):
+        # What pybind11 makes of a factory that gives nothing.
+        raise BackendError(
+            f"backend {target.flavour.name}", expected="a machine on which it can build",
+            got="none: it needs the GPU that the engine is for, and a driver",
+            fix="Build there, or use --backend tensorrt-rtx, which builds anywhere.",
+        ) from None  # fmt: skip
+
+
 def _config(target: Target, builder: IBuilder) -> IBuilderConfig:
     config, trt = builder.create_builder_config(), target.trt
     # Layer names, which carry provenance, are kept; float32 means float32.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)
+    if target.timing is not None:
+        target.timing.give(config)
     if target.devices:
         config.num_compute_capabilities = len(target.devices)
         for place, name in enumerate(target.devices):
