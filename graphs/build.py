@@ -94,7 +94,8 @@ def build_engine(
                  the end; a calibration text runs through the float32 graph along with them, layer by layer
 
     A build that was killed or interrupted leaves ``<out>.partial``; the same build goes on from there. Equal inputs
-    give equal bytes (TensorRT's own engine files apart), whatever `max_memory` and `threads` are and however often it was interrupted.
+    give equal bytes, whatever `max_memory` and `threads` are and however often it was interrupted; TensorRT's own
+    engine files apart, which differ a little from build to build.
 
     Args:
         precision: A preset recipe: fp32, bf16, fp8, int8 or int4.
