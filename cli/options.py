@@ -59,6 +59,17 @@ def provider_option(function: Function) -> Function:
     )(function)
 
 
+def speculate_option(function: Function) -> Function:
+    """`--speculate` of the commands that generate."""
+    return click.option(
+        "--speculate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Let the MTP layer draft N tokens a step, which the model then verifies together [default: 0].",
+    )(function)
+
+
 class PathName(click.Path):
     """A path that may not be empty: an unset shell variable should not mean the current folder."""
 

@@ -12,7 +12,7 @@ import click
 
 from dsv3export.cli.command import Command
 from dsv3export.cli.loading import load_engine
-from dsv3export.cli.options import PathName, json_option, provider_option, verbose_option
+from dsv3export.cli.options import PathName, json_option, provider_option, speculate_option, verbose_option
 from dsv3export.cli.prompt import read_prompt
 from dsv3export.cli.tables import bytes_text, print_json
 from dsv3export.cli.transcript import Stats, Transcript
@@ -49,6 +49,7 @@ EXAMPLES = (
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
+@speculate_option
 @click.option("--stats", is_flag=True, help="Say times and rates on stderr at the end.")
 @json_option("Print one line of JSON when all is done, instead of streaming.")
 @verbose_option
@@ -58,6 +59,7 @@ def command(
     prompt_ids: str | None,
     threads: int | None,
     provider: Choice,
+    speculate: int,
     stats: bool,
     as_json: bool,
     **how: Any,
@@ -72,7 +74,7 @@ def command(
     # Checked by the engine too, but a mistake here should not cost the time that loading takes.
     SamplingParams(how["temperature"], how["top_k"], how["top_p"], how["min_p"], how["seed"])
     started = time.perf_counter()
-    loaded = load_engine(engine, threads, provider)
+    loaded = load_engine(engine, threads, provider, speculate=speculate)
     load_seconds = time.perf_counter() - started
     if isinstance(tokens, str) and loaded.tokenizer is not None:
         tokens = loaded.tokenizer.encode(tokens)
@@ -83,7 +85,7 @@ def command(
             pass
     else:
         _print_as_it_comes(texts)
-    measured = transcript.stats(len(tokens), load_seconds)
+    measured = transcript.stats(loaded, len(tokens), load_seconds)
     if as_json:
         print_json(
             {
@@ -115,7 +117,9 @@ def summary(stats: Stats) -> str:
         f" ({_per_second(stats.prefill_tokens_per_second)}); "
         f"{stats.new_tokens} new tokens, decode {stats.decode_seconds:.3f} s"
         f" ({_per_second(stats.decode_tokens_per_second)}); "
+        f"cache {bytes_text(stats.cache_bytes)}; "
         f"peak memory {bytes_text(stats.peak_memory_bytes)}"
+        + (f"; {stats.accepted_drafts} of {stats.drafted_tokens} drafts accepted" if stats.drafted_tokens else "")
     )
 
 

@@ -13,7 +13,7 @@ import click
 from dsv3export.cli.byte_size import byte_size, byte_size_or_none
 from dsv3export.cli.command import Command
 from dsv3export.cli.loading import load_engine
-from dsv3export.cli.options import PathName, provider_option, quiet_option, verbose_option
+from dsv3export.cli.options import PathName, provider_option, quiet_option, speculate_option, verbose_option
 from dsv3export.cli.tables import bytes_text
 
 if TYPE_CHECKING:
@@ -49,12 +49,13 @@ DEFAULT_CONTEXT = 8192
               help="Of one request.")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
+@speculate_option
 @quiet_option
 @verbose_option
 def command(
     engine: Path, host: str, port: int, slots: int, max_waiting: int, context: int | None, prefix_cache: int,
     api_key: str | None, model_name: str | None, timeout: float, drain: int, max_body: int, threads: int | None,
-    provider: Choice, quiet: bool,
+    provider: Choice, speculate: int, quiet: bool,
 ) -> None:  # fmt: skip
     """Serve ENGINE over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -68,7 +69,13 @@ def command(
 
     with listen(host, port) as listening:  # before the engine is loaded, which takes long to be in vain
         loaded = load_engine(
-            engine, threads, provider, max_batch=slots, capacity=context or DEFAULT_CONTEXT, prefix_cache=prefix_cache
+            engine,
+            threads,
+            provider,
+            max_batch=slots,
+            capacity=context or DEFAULT_CONTEXT,
+            prefix_cache=prefix_cache,
+            speculate=speculate,
         )
         running = AsyncEngine(loaded, max_waiting)
         settings = ServerSettings(model_name or engine.resolve().name, api_key, timeout, max_body)

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dsv3export.runtime.engine import Engine
     from dsv3export.runtime.generation import Piece
+    from dsv3export.runtime.logprobs import TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Stats:
     prefill_tokens_per_second: float | None
     decode_tokens_per_second: float | None
     peak_memory_bytes: int
+    cache_bytes: int
+    drafted_tokens: int
+    accepted_drafts: int
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Transcript:
     started_at: float = 0.0
     first_at: float = 0.0
     ended_at: float = 0.0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def follow(self, pieces: Iterable[Piece]) -> Iterator[str]:
         """Takes the pieces in as they come and hands out their texts."""
@@ -48,10 +54,14 @@ class Transcript:
             self.text += piece.text
             self.token_ids += piece.token_ids
             self.finish_reason = piece.finish_reason or ""
+            self.logprobs += piece.logprobs or ()
             yield piece.text
 
-    def stats(self, prompt_tokens: int, load_seconds: float) -> Stats:
-        """The prompt's time is that until the first token; the others' rate leaves that token out."""
+    def stats(self, engine: Engine, prompt_tokens: int, load_seconds: float) -> Stats:
+        """The prompt's time is that until the first token; the others' rate leaves that token out.
+
+        The cache is counted as far as it is filled, drafts over all that `engine` has generated.
+        """
         first, decode = self.first_at - self.started_at, self.ended_at - self.first_at
         return Stats(
             prompt_tokens=prompt_tokens,
@@ -62,6 +72,9 @@ class Transcript:
             prefill_tokens_per_second=_rate(prompt_tokens, first),
             decode_tokens_per_second=_rate(len(self.token_ids) - 1, decode),
             peak_memory_bytes=peak_memory_bytes(),
+            cache_bytes=(prompt_tokens + len(self.token_ids) - 1) * engine.session.cache_layout.bytes_per_token,
+            drafted_tokens=engine.speculation.drafted,
+            accepted_drafts=engine.speculation.accepted,
         )
 
 

@@ -8,7 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from dsv3export.errors import ResourceError, UserError
-from dsv3export.runtime.batching.batcher import Batcher, Outcome
+from dsv3export.runtime.batching.batcher import Outcome
 from dsv3export.runtime.batching.service import BatchService, ServiceState
 from dsv3export.runtime.engine import Engine
 from dsv3export.runtime.generation import GenerationResult, Piece, Request, joined
@@ -35,9 +35,7 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine, max_waiting: int = 256) -> None:
         self.engine = engine
-        self.batcher = Batcher(
-            engine.session, engine.max_batch, engine.limits.context, engine.prefill_chunk, engine.prefixes
-        )
+        self.batcher = engine.batcher(engine.max_batch, engine.limits.context)
         self._service = BatchService(self.batcher, max_waiting)
 
     @classmethod

@@ -39,6 +39,13 @@ def can_draft(session: Session) -> TypeGuard[DraftingSession]:
     return hasattr(type(session), "draft")
 
 
+def drafter(session: Session, where: str = "this engine") -> DraftingSession:
+    """The session, as one that drafts. Raises RequestError where its backend knows no MTP layer."""
+    if not can_draft(session):
+        raise no_drafts(where)
+    return session
+
+
 def no_drafts(where: str) -> RequestError:
     """The error of a model that cannot draft."""
     return RequestError(

@@ -13,9 +13,11 @@ from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
 from dsv3export.engine.typed_json import read_json
 from dsv3export.errors import BackendError, RequestError
+from dsv3export.runtime.batching.batcher import Batcher
 from dsv3export.runtime.batching.prefix_cache import prefix_cache_for
-from dsv3export.runtime.batching.run import run_requests
-from dsv3export.runtime.drafting import can_draft, draft_logits, no_drafts
+from dsv3export.runtime.batching.run import longest, run_requests
+from dsv3export.runtime.batching.speculation import SpeculationStats, checked_drafts
+from dsv3export.runtime.drafting import draft_logits, drafter
 from dsv3export.runtime.generation import (
     PREFILL_CHUNK,
     GenerationResult,
@@ -53,11 +55,14 @@ class Engine:
         prefill_chunk: How many tokens of a prompt are computed at once; bounds the memory of long prompts.
         prefix_cache: Bytes for the latents of finished sequences: a prompt that begins as one of them computes only
             what is new. 0 keeps none.
+        speculate: Tokens that the MTP layer drafts for each step, which verifies them all; 0 to 8. What is generated
+            stays the same for greedy decoding, and as likely otherwise.
 
     Attributes:
         session: The backend, for callers that run steps of their own.
         limits: What it can take.
         prefixes: The prefix cache; None if there is none.
+        speculation: How many tokens were drafted and accepted so far.
     """
 
     def __init__(
@@ -68,11 +73,14 @@ class Engine:
         capacity: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         prefix_cache: int = 0,
+        speculate: int = 0,
     ) -> None:
         _require_positive(max_batch=max_batch, capacity=capacity, prefill_chunk=prefill_chunk)
         self._files, self.session = files, session
         self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
-        self.prefixes = prefix_cache_for(session, prefix_cache)
+        self.speculate = checked_drafts(session, speculate)
+        self.prefixes = prefix_cache_for(session, prefix_cache, speculate > 0)
+        self.speculation = SpeculationStats()
         contexts = [(files.config.max_position_embeddings, "the model's max_position_embeddings")]
         if isinstance(session, BoundedSession):
             contexts.append((session.capacity, "what the engine was built for"))
@@ -92,6 +100,7 @@ class Engine:
         capacity: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         prefix_cache: int = 0,
+        speculate: int = 0,
     ) -> Engine:
         """Opens and checks an engine directory and loads it into its backend.
 
@@ -101,7 +110,7 @@ class Engine:
             provider: ONNX Runtime's execution provider: one that the engine was built for, or "auto" for the first of
                 them that this machine has. Where that is not the preferred one, a `UserWarning` says so.
             verify: "full" hashes every weights file, "auto" only those whose modification time has changed.
-            max_batch, capacity, prefill_chunk, prefix_cache: See `Engine`.
+            max_batch, capacity, prefill_chunk, prefix_cache, speculate: See `Engine`.
 
         Raises:
             EngineError: The engine is missing, damaged, altered or of another format version.
@@ -112,7 +121,7 @@ class Engine:
         check_choice(provider)
         files = EngineFiles.open(Path(path), verify)
         session = _open_session(files, threads, provider)
-        return cls(files, session, max_batch, capacity, prefill_chunk, prefix_cache)
+        return cls(files, session, max_batch, capacity, prefill_chunk, prefix_cache, speculate)
 
     @property
     def config(self) -> ModelConfig:
@@ -159,9 +168,7 @@ class Engine:
         """
         ids = self.limits.check_ids(token_ids)
         self.limits.check_length(len(ids), 0)
-        if not can_draft(self.session):
-            raise no_drafts(f"engine {self._files.path}")
-        return draft_logits(self.session, ids, self.prefill_chunk)
+        return draft_logits(drafter(self.session, f"engine {self._files.path}"), ids, self.prefill_chunk)
 
     @overload
     def generate(
@@ -191,7 +198,7 @@ class Engine:
         batch, prompts = _prompts(prompt)
         requests = [self.requests.make(one, index, max_new_tokens, **how) for index, one in enumerate(prompts)]
         pieces: list[list[Piece]] = [[] for _ in requests]
-        for index, piece in self._run(requests):
+        for index, piece in self.run(requests):
             pieces[index].append(piece)
         results = [joined(request, parts) for request, parts in zip(requests, pieces, strict=True)]
         return results if batch else results[0]
@@ -204,10 +211,18 @@ class Engine:
         The request is checked at once, not at the first piece. The last piece has a `finish_reason`.
         """
         request = self.requests.make(prompt, 0, max_new_tokens, **how)
-        return (piece for _, piece in self._run([request]))
+        return (piece for _, piece in self.run([request]))
 
-    def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:
-        return run_requests(self.session, requests, self.max_batch, self.prefill_chunk, self.prefixes)
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Piece]]:
+        """(index of the request, piece) of requests that `Engine.requests` made, as they come."""
+        slots, capacity = min(self.max_batch, len(requests)), longest(requests)
+        return run_requests(self.batcher(slots, capacity), requests)
+
+    def batcher(self, slots: int, capacity: int) -> Batcher:
+        """A batch over this engine, as it is set up. See `Batcher`."""
+        return Batcher(
+            self.session, slots, capacity, self.prefill_chunk, self.prefixes, self.speculate, self.speculation
+        )
 
 
 def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:

@@ -53,6 +53,20 @@ def _require(holds: bool, name: str, expected: str, got: object) -> None:
         raise RequestError(name, expected=expected, got=str(got))
 
 
+@dataclass(frozen=True)
+class Drafted:
+    """A token that another distribution chose: `probabilities` (float64) of `tokens` are what it was drawn from."""
+
+    token: int
+    tokens: IntArray
+    probabilities: Probabilities
+
+    @property
+    def probability(self) -> float:
+        """Of the token itself."""
+        return float(self.probabilities[self.tokens == self.token][0])
+
+
 class Sampler:
     """Draws the tokens of one request.
 
@@ -71,10 +85,43 @@ class Sampler:
         require_finite(logits)
         if self.params.temperature == 0:
             return int(np.argmax(logits))
+        return self._draw(*candidates(logits, self.params))
+
+    def draft(self, logits: Logits) -> Drafted:
+        """A guess, for `verify` to judge, by the same rules from a draft model's logits. Raises as `sample`."""
+        require_finite(logits)
+        if self.params.temperature == 0:
+            best = np.array([np.argmax(logits)])
+            return Drafted(int(best[0]), best, np.ones(1))
         tokens, probabilities = candidates(logits, self.params)
-        cumulative = np.cumsum(probabilities)
-        position = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(tokens[min(int(position), len(tokens) - 1)])
+        return Drafted(self._draw(tokens, probabilities), tokens, probabilities)
+
+    def verify(self, logits: Logits, draft: Drafted) -> int:
+        """The next token for float32[vocab] logits, which is the draft's as often as it may be. Raises as `sample`.
+
+        With p of these logits and q of the draft, its token is taken with probability min(1, p/q), and otherwise one
+        drawn from max(0, p - q): all in all each token comes with probability p (Leviathan et al. 2023, appendix A.1).
+        Greedy is the case where p is 1 for one token.
+        """
+        require_finite(logits)
+        if self.params.temperature == 0:
+            return int(np.argmax(logits))
+        tokens, probabilities = candidates(logits, self.params)
+        of_draft = float(probabilities[tokens == draft.token].sum())
+        if self._random.random() * draft.probability < of_draft:
+            return draft.token
+        rest = probabilities.copy()
+        _, mine, theirs = np.intersect1d(tokens, draft.tokens, assume_unique=True, return_indices=True)
+        rest[mine] = np.maximum(rest[mine] - draft.probabilities[theirs], 0)
+        # Nothing is left only where both distributions are one, but for rounding: then either will do.
+        return self._draw(tokens, rest if rest.any() else probabilities)
+
+    def _draw(self, tokens: IntArray, weights: Probabilities) -> int:
+        """One of the tokens; the weights need not sum to 1."""
+        cumulative = np.cumsum(weights)
+        position = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
+        # Rounding may lead behind the last one that has any weight.
+        return int(tokens[min(position, int(np.flatnonzero(weights)[-1]))])
 
 
 def require_finite(logits: Logits) -> None:

@@ -41,6 +41,14 @@ class Metrics:
             )
             reused.set_function(lambda: stats.found)
 
+        speculation = engine.engine.speculation
+        for name, meaning in (
+            ("drafted", "Tokens that the MTP layer drafted."),
+            ("accepted", "Drafts that were right."),
+        ):
+            gauge = Gauge(f"dsv3export_{name}_tokens", meaning, registry=registry)
+            gauge.set_function(lambda name=name: getattr(speculation, name))  # type: ignore[misc]
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self._registry)

@@ -76,7 +76,7 @@ def test_statistics(tiny_engine: Path) -> None:
     options = ("--prompt", PROMPT, "--max-new-tokens", "8")
     stats = answer(run_here("run", tiny_engine, *options, "--json"))["stats"]
     assert (stats["prompt_tokens"], stats["new_tokens"]) == (7, 8)
-    assert all(stats[key] > 0 for key in stats)
+    assert all(stats[key] > 0 for key in stats if "draft" not in key)
     told = run_here("run", tiny_engine, *options, "--stats")
     assert len(told.err_lines) == 1
     assert "prompt 7 tokens" in told.err
@@ -114,12 +114,24 @@ def test_threads_do_not_change_the_tokens(tiny_engine: Path) -> None:
     assert one == two
 
 
-def test_each_piece_is_shown_as_it_comes() -> None:
+def test_drafts_change_no_token_and_are_counted(tiny_engine: Path) -> None:
+    options = ("--prompt", PROMPT, "--max-new-tokens", "24")
+    plain = answer(run_here("run", tiny_engine, *options, "--json"))
+    drafted = answer(run_here("run", tiny_engine, *options, "--json", "--speculate", "2"))
+    assert drafted["token_ids"] == plain["token_ids"]
+    assert plain["stats"]["drafted_tokens"] == 0 < drafted["stats"]["accepted_drafts"]
+    said = run_here("run", tiny_engine, *options, "--speculate", "2", "--stats").err
+    stats = drafted["stats"]
+    assert f"{stats['accepted_drafts']} of {stats['drafted_tokens']} drafts accepted" in said
+
+
+def test_each_piece_is_shown_as_it_comes(engine: Engine) -> None:
     transcript = Transcript()
     texts = transcript.follow(iter([Piece("a", [1]), Piece("", [2]), Piece("bc", [3], "stop")]))
     assert next(texts) == "a"
     assert (transcript.text, transcript.token_ids, transcript.finish_reason) == ("a", [1], "")
     assert list(texts) == ["", "bc"]
     assert (transcript.text, transcript.token_ids, transcript.finish_reason) == ("abc", [1, 2, 3], "stop")
-    stats = transcript.stats(prompt_tokens=5, load_seconds=0.5)
+    stats = transcript.stats(engine, prompt_tokens=5, load_seconds=0.5)
     assert (stats.prompt_tokens, stats.new_tokens, stats.load_seconds) == (5, 3, 0.5)
+    assert stats.cache_bytes == 7 * engine.session.cache_layout.bytes_per_token

@@ -12,12 +12,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dsv3export.runtime.batching.run import run_requests
+from dsv3export.runtime.batching.speculation import SpeculationStats
 from dsv3export.runtime.generation import Request
 from dsv3export.runtime.sampling import Sampler, SamplingParams
 from dsv3export.runtime.session import Session
 from dsv3export.runtime.stopping import StopStrings
 from dsv3export.runtime.text_stream import TextStream
+from tests.runtime.batching.requests import run_all
 
 Array = npt.NDArray[Any]
 Variant = Literal["bf16", "fp8"]
@@ -54,14 +55,17 @@ class Golden:
             return dict(archive)
 
 
-def greedy(session: Session, prompts: Sequence[list[int]], count: int, slots: int, chunk: int = 256) -> list[list[int]]:
+def greedy(
+    session: Session, prompts: Sequence[list[int]], count: int, slots: int, chunk: int = 256,
+    speculate: int = 0, stats: SpeculationStats | None = None,
+) -> list[list[int]]:  # fmt: skip
     """`count` greedy tokens for each prompt, past any end-of-sequence token, by the runtime's generation."""
     requests = [
         Request(prompt, count, Sampler(SamplingParams(), 0), TextStream(None, StopStrings([])), frozenset())
         for prompt in prompts
     ]
     tokens: list[list[int]] = [[] for _ in prompts]
-    for index, piece in run_requests(session, requests, slots, chunk):
+    for index, piece in run_all(session, requests, slots, chunk, speculate=speculate, stats=stats):
         tokens[index] += piece.token_ids
     return tokens
 

@@ -145,3 +145,37 @@ def test_a_token_with_minus_infinity_is_never_drawn() -> None:
 def test_settings_out_of_range_are_refused_by_name(options: dict[str, Any], name: str) -> None:
     with pytest.raises(RequestError, match=f"^{name}: expected"):
         SamplingParams(**options)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("top_k", [0, 4])
+@pytest.mark.parametrize("closeness", [0.0, 0.6, 1.0])
+def test_verified_drafts_are_distributed_as_samples(temperature: float, top_k: int, closeness: float) -> None:
+    """Whatever the draft's distribution is, frequencies are those of the logits (5 standard deviations)."""
+    random = np.random.default_rng(5)
+    logits = random.standard_normal(9).astype(np.float32)
+    drafting = (closeness * logits + (1 - closeness) * random.standard_normal(9)).astype(np.float32)
+    sampler = Sampler(SamplingParams(temperature, top_k=top_k, seed=1))
+    draws = 6000
+    counts, accepted = np.zeros(9), 0
+    for _ in range(draws):
+        draft = sampler.draft(drafting)
+        token = sampler.verify(logits, draft)
+        counts[token] += 1
+        accepted += token == draft.token
+    expected = np.zeros(9)
+    tokens, probabilities = candidates(logits, sampler.params)
+    expected[tokens] = probabilities
+    deviation = np.sqrt(expected * (1 - expected) / draws) + 1e-12
+    assert np.all(np.abs(counts / draws - expected) <= 5 * deviation)
+    if closeness == 1:
+        assert accepted == draws
+
+
+def test_a_greedy_draft_is_the_best_token_and_is_judged_so() -> None:
+    sampler = Sampler(SamplingParams())
+    logits = np.array([0.0, 2.0, 1.0], np.float32)
+    draft = sampler.draft(np.array([3.0, 0.0, 1.0], np.float32))
+    assert (draft.token, draft.probability) == (0, 1.0)
+    assert sampler.verify(logits, draft) == 1
+    assert sampler.verify(logits, sampler.draft(logits)) == 1

@@ -20,7 +20,7 @@ from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import EngineWriter
 from dsv3export.recipe import Recipe
 from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
-from dsv3export.runtime.session import IntArray, Logits
+from dsv3export.runtime.session import Hidden, IntArray, Logits
 from tests.support.whole_weights import whole
 
 LAYERS, WIDTH = 2, 24
@@ -60,9 +60,54 @@ class ToySession:
         for layer in range(LAYERS):
             latents = self._weights[f"embedding.{layer}"][ids] * (1 + positions[:, None] / 8).astype(np.float32)
             cache.view(layer, range(slot, slot + 1))[0, positions] = latents
+        return self._mixed(positions, cache, slot)
+
+    def _mixed(self, positions: IntArray, cache: LatentCache, slot: int) -> Hidden:
         seen = [cache.view(layer, range(slot, slot + 1))[0] for layer in range(LAYERS)]
         mixed = [seen[0][: p + 1].mean(axis=0) + seen[1][p] for p in positions]
         return np.stack(mixed).astype(np.float32)
+
+
+class ToyDraftingSession(ToySession):
+    """With an MTP layer: the draft is a mean over the pairs so far, of hidden state and next token's embedding.
+
+    Against the trunk it is right now and then, by `agreement` more often.
+    """
+
+    draft_cache_layout = CacheLayout(1, WIDTH)
+
+    def __init__(self, vocab: int, agreement: float = 1.0) -> None:
+        super().__init__(vocab)
+        self._agreement = np.float32(agreement)
+
+    def step_hidden(
+        self, input_ids: IntArray, start: IntArray, cache: LatentCache, slots: range, logit_rows: IntArray
+    ) -> tuple[Logits, Hidden]:
+        logits = self.step(input_ids, start, cache, slots, logit_rows)
+        length = input_ids.shape[1]
+        hidden = [
+            self._mixed(np.arange(start[b], start[b] + length), cache, slot).reshape(length, WIDTH)
+            for b, slot in enumerate(slots)
+        ]
+        return logits, np.stack(hidden)
+
+    def draft(
+        self, hidden: Hidden, next_ids: IntArray, start: IntArray, cache: LatentCache, slots: range,
+        logit_rows: IntArray,
+    ) -> tuple[Logits, Hidden]:  # fmt: skip
+        batch, length = next_ids.shape
+        assert hidden.shape == (batch, length, WIDTH) and batch == len(slots)
+        assert np.all(start + length <= cache.capacity)
+        results = []
+        for b, slot in enumerate(slots):
+            positions = np.arange(start[b], start[b] + length)
+            latents = hidden[b] / 2 + self._weights["embedding.1"][next_ids[b]]
+            cache.view(0, range(slot, slot + 1))[0, positions] = latents
+            seen = cache.view(0, range(slot, slot + 1))[0]
+            results.append(np.stack([seen[: p + 1].mean(axis=0) / self._agreement + seen[p] for p in positions]))
+        mixed = np.stack(results).astype(np.float32)
+        logits: Logits = mixed.reshape(-1, WIDTH)[logit_rows] @ self._weights["head"]
+        return logits, mixed
 
 
 def onnx_graph(vocab: int) -> bytes:

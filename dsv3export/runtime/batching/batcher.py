@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,10 +11,13 @@ import numpy as np
 from dsv3export.errors import UserError
 from dsv3export.runtime.batching.prefix_cache import PrefixCache
 from dsv3export.runtime.batching.schedule import PrefillTurns, decode_ranges
+from dsv3export.runtime.batching.speculation import Drafting, SpeculationStats, Speculator
+from dsv3export.runtime.drafting import drafter
 from dsv3export.runtime.generation import PREFILL_CHUNK, FinishReason, Piece, Request
 from dsv3export.runtime.latent_cache import LatentCache
 from dsv3export.runtime.logprobs import token_logprobs
-from dsv3export.runtime.session import Logits, Session
+from dsv3export.runtime.sampling import Drafted
+from dsv3export.runtime.session import Hidden, IntArray, Logits, Session
 
 Outcome = Piece | UserError
 
@@ -26,19 +29,23 @@ class _Sequence:
     ticket: int
     request: Request
     tokens: list[int] = field(default_factory=list)
-    reused: int = 0
+    cancelled: bool = False
 
-    def take(self, logits: Logits) -> Piece:
-        """Chooses the next token from float32[vocab]. Raises BackendError for logits that are no numbers."""
+    @property
+    def new_tokens(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    def take(self, logits: Logits, draft: Drafted | None = None) -> Piece:
+        """Chooses the next token from float32[vocab], the draft if it may be. Raises BackendError for no numbers."""
         request = self.request
-        token = request.sampler.sample(logits)
+        token = request.sampler.verify(logits, draft) if draft else request.sampler.sample(logits)
         self.tokens.append(token)
         ends = token in request.eos_ids
         text = "" if ends else request.text.add(token)
         reason: FinishReason | None = None
         if ends or request.text.stopped:
             reason = "stop"
-        elif len(self.tokens) == len(request.prompt) + request.max_new_tokens:
+        elif self.new_tokens == request.max_new_tokens:
             reason = "length"
         if reason:
             text += request.text.finish()
@@ -55,6 +62,10 @@ class Batcher:
         capacity: Tokens of a sequence at most, prompt and new ones together.
         prefill_chunk: Tokens of prompts that a turn computes at most.
         prefixes: Where latents of finished sequences are kept and looked up.
+        speculate: Tokens that the MTP layer drafts for each step.
+        speculation: Counts what is drafted.
+
+    Raises RequestError where it is to speculate and the engine has no MTP layer.
     """
 
     def __init__(
@@ -64,9 +75,18 @@ class Batcher:
         capacity: int,
         prefill_chunk: int = PREFILL_CHUNK,
         prefixes: PrefixCache | None = None,
+        speculate: int = 0,
+        speculation: SpeculationStats | None = None,
     ) -> None:
         self._session, self._chunk, self._prefixes = session, prefill_chunk, prefixes
-        self._cache = LatentCache(session.cache_layout, slots, capacity)
+        # A step writes its drafts too, of which the last may lie behind the last token.
+        self._cache = LatentCache(session.cache_layout, slots, capacity + speculate)
+        self._caches = [self._cache]
+        self._speculator: Speculator | None = None
+        if speculate:
+            stats = speculation or SpeculationStats()
+            self._speculator = Speculator(drafter(session), speculate, slots, capacity, stats)
+            self._caches.append(self._speculator.cache)
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}
         self._prefilling = PrefillTurns()
@@ -100,7 +120,7 @@ class Batcher:
     @property
     def cache_bytes(self) -> int:
         """Size of the slots' memory."""
-        return self._cache.nbytes
+        return sum(cache.nbytes for cache in self._caches)
 
     def submit(self, request: Request) -> int:
         """Queues a request, which must fit the capacity; returns its ticket, the name of its pieces."""
@@ -113,6 +133,7 @@ class Batcher:
         self._waiting = deque(each for each in self._waiting if each.ticket != ticket)
         for slot, sequence in list(self._running.items()):
             if sequence.ticket == ticket:
+                sequence.cancelled = True
                 self._release(slot)
 
     def turn(self) -> Iterator[tuple[int, Outcome]]:
@@ -122,7 +143,7 @@ class Batcher:
         rest of the turn would have brought.
         """
         self._admit()
-        decoding = sorted(slot for slot in self._running if self._new_tokens(slot))
+        decoding = sorted(slot for slot, sequence in self._running.items() if sequence.new_tokens)
         for slot in self._prefilling.turn(self._next_chunk, self._chunk):
             yield from self._prefill(slot)
         for run in decode_ranges(decoding):
@@ -135,14 +156,13 @@ class Batcher:
                 return
             if slot not in self._running:
                 sequence = self._running[slot] = self._waiting.popleft()
-                if self._prefixes is not None:
-                    sequence.reused = self._prefixes.fetch(sequence.tokens, self._cache, slot)
-                self._cache.lengths[slot] = sequence.reused
+                reused = self._prefixes.fetch(sequence.tokens, slot, *self._caches) if self._prefixes is not None else 0
+                if self._speculator and reused:
+                    reused -= 1  # its hidden state is wanted once more, for the pair with the token behind it
+                self._cache.lengths[slot] = reused
+                if self._speculator:
+                    self._speculator.begin(slot, reused)
                 self._prefilling.add(slot)
-
-    def _new_tokens(self, slot: int) -> int:
-        sequence = self._running[slot]
-        return len(sequence.tokens) - len(sequence.request.prompt)
 
     def _next_chunk(self, slot: int) -> int:
         """Tokens of the next chunk of a slot's prompt. Where chunks end depends on the prompt alone."""
@@ -156,50 +176,99 @@ class Batcher:
         is_last = start + len(ids) == len(sequence.request.prompt)
         # Only the last token's logits matter: the head is the widest matrix of the model.
         rows = np.array([len(ids) - 1] if is_last else [], np.int64)
-        run = range(slot, slot + 1)
         try:
-            logits = self._session.step(np.array([ids], np.int64), np.array([start]), self._cache, run, rows)
+            logits, hidden = self._step(np.array([ids], np.int64), range(slot, slot + 1), rows)
+            self._cache.lengths[slot] = start + len(ids)
+            if self._speculator:
+                self._speculator.computed(slot, hidden[0])
+                self._speculator.prefill(slot, sequence.request.prompt)
         except UserError as error:
             yield from self._failed([slot], error)
             return
-        self._cache.lengths[slot] = start + len(ids)
         if is_last:
             self._prefilling.remove(slot)
-            if self._prefixes is not None:
-                self._prefixes.store(sequence.request.prompt, self._cache, slot)
-            yield self._taken(slot, logits[0])
+            self._keep(slot, sequence.request.prompt)
+            for outcome in self._advanced(slot, logits, ()):
+                yield sequence.ticket, outcome
 
     def _decode(self, run: range) -> Iterator[tuple[int, Outcome]]:
-        """One token for each slot of a run that decodes.
+        """One token, and those of the drafts that are right, for each slot of a run that decodes.
 
-        The others of the run get a token behind their valid rows, which the next real one overwrites.
+        The others of the run get tokens behind their valid rows, which the next real ones overwrite.
         """
-        active = [slot for slot in run if slot in self._running and self._new_tokens(slot)]
+        active = {slot: self._running[slot] for slot in run if slot in self._running and self._running[slot].new_tokens}
         if not active:  # all of them were cancelled while this turn handed out pieces
             return
-        ids = np.array([[self._running[slot].tokens[-1] if slot in active else 0] for slot in run], np.int64)
-        start = np.array([self._cache.lengths[slot] if slot in self._running else 0 for slot in run], np.int64)
-        rows = np.array([slot - run.start for slot in active])
         try:
-            logits = self._session.step(ids, start, self._cache, run, rows)
+            drafts = self._drafts(run, active)
+            width = 1 + max(len(each) for each in drafts.values())
+            ids = np.zeros((len(run), width), np.int64)
+            for slot, sequence in active.items():
+                tokens = [sequence.tokens[-1], *(draft.token for draft in drafts[slot])]
+                ids[slot - run.start, : len(tokens)] = tokens
+            rows = [(slot - run.start) * width + i for slot in active for i in range(len(drafts[slot]) + 1)]
+            logits, hidden = self._step(ids, run, np.array(rows))
         except UserError as error:
-            yield from self._failed(active, error)
+            yield from self._failed(list(active), error)
             return
-        self._cache.lengths[active] += 1
-        for slot, row in zip(active, logits, strict=True):
-            if slot in self._running:
-                yield self._taken(slot, row)
+        outcomes, first = [], 0
+        for slot, sequence in active.items():
+            behind = first + len(drafts[slot]) + 1
+            if self._speculator:
+                self._speculator.computed(slot, hidden[slot - run.start])
+            outcomes.append((sequence, self._advanced(slot, logits[first:behind], drafts[slot])))
+            first = behind
+        for sequence, each in outcomes:
+            for outcome in each:
+                if not sequence.cancelled:
+                    yield sequence.ticket, outcome
 
-    def _taken(self, slot: int, logits: Logits) -> tuple[int, Outcome]:
+    def _step(self, ids: IntArray, run: range, rows: IntArray) -> tuple[Logits, Hidden]:
+        """The trunk over a run behind the valid rows of its slots; the hidden states only where they are wanted."""
+        start = np.array([self._cache.lengths[slot] if slot in self._running else 0 for slot in run], np.int64)
+        if self._speculator:
+            return self._speculator.session.step_hidden(ids, start, self._cache, run, rows)
+        return self._session.step(ids, start, self._cache, run, rows), np.empty((len(run), 0, 0), np.float32)
+
+    def _drafts(self, run: range, active: Mapping[int, _Sequence]) -> Mapping[int, Sequence[Drafted]]:
+        if not self._speculator:
+            return dict.fromkeys(active, ())
+        wanted = {}
+        for slot, sequence in active.items():
+            left = sequence.request.max_new_tokens - sequence.new_tokens
+            count = min(self._speculator.drafts, left - 1)
+            wanted[slot] = Drafting(sequence.tokens, count, sequence.request.sampler.draft)
+        return self._speculator.propose(run, wanted)
+
+    def _advanced(self, slot: int, logits: Logits, drafts: Sequence[Drafted]) -> list[Outcome]:
+        """Takes tokens from rows of logits, the next one only after a draft that was right; frees a slot that ends.
+
+        The rows of the newest token and of right drafts become valid, but of a prompt they are so already.
+        """
         sequence = self._running[slot]
-        try:
-            piece = sequence.take(logits)
-        except UserError as error:
-            self._drop(slot)
-            return sequence.ticket, error
-        if piece.finish_reason is not None:
+        decoding = sequence.new_tokens > 0
+        outcomes: list[Outcome] = []
+        right, finished = 0, False
+        for row, draft in zip(logits, [*drafts, None], strict=True):
+            try:
+                piece = sequence.take(row, draft)
+            except UserError as error:
+                self._drop(slot)
+                return [*outcomes, error]
+            outcomes.append(piece)
+            finished = piece.finish_reason is not None
+            if draft is None or piece.token_ids != [draft.token]:
+                break
+            right += 1
+            if finished:
+                break
+        if decoding:
+            self._cache.lengths[slot] += len(outcomes)
+            if self._speculator:
+                self._speculator.verified(slot, int(self._cache.lengths[slot]), right)
+        if finished:
             self._release(slot)
-        return sequence.ticket, piece
+        return outcomes
 
     def _failed(self, slots: Sequence[int], error: UserError) -> Iterator[tuple[int, Outcome]]:
         """A step failed: what it wrote into these slots is not to be trusted."""
@@ -214,5 +283,8 @@ class Batcher:
     def _release(self, slot: int) -> None:
         """Frees a slot; what it holds is kept for later prompts."""
         sequence = self._drop(slot)
+        self._keep(slot, sequence.tokens[: self._cache.lengths[slot]])
+
+    def _keep(self, slot: int, tokens: Sequence[int]) -> None:
         if self._prefixes is not None:
-            self._prefixes.store(sequence.tokens[: self._cache.lengths[slot]], self._cache, slot)
+            self._prefixes.store(tokens, slot, *self._caches)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dsv3export.errors import BackendError, ResourceError
+from dsv3export.runtime.drafting import drafter
 from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 from dsv3export.runtime.session import Session
 
@@ -41,22 +42,25 @@ class PrefixCache:
     """Blocks of latents by the tokens that led to them.
 
     Args:
-        layout: Of the latent cache that sequences run in.
+        layouts: Of the latent caches that sequences run in: the trunk's, and the MTP layer's where it drafts. A row of
+            the latter depends on one token more, which may be another one where a block ends: such a row makes a draft
+            worse, and no result wrong.
         nbytes: Memory for the blocks; it is taken as they are filled.
 
     Raises:
         ResourceError: `nbytes` holds less than one block.
     """
 
-    def __init__(self, layout: CacheLayout, nbytes: int) -> None:
-        blocks = nbytes // (BLOCK * layout.bytes_per_token)
+    def __init__(self, layouts: Sequence[CacheLayout], nbytes: int) -> None:
+        block_bytes = BLOCK * sum(layout.bytes_per_token for layout in layouts)
+        blocks = nbytes // block_bytes
         if blocks < 1:
             raise ResourceError(
                 "prefix cache",
-                expected=f"at least {BLOCK * layout.bytes_per_token} bytes, a block of {BLOCK} tokens",
+                expected=f"at least {block_bytes} bytes, a block of {BLOCK} tokens",
                 got=str(nbytes),
             )
-        self._pool = LatentCache(layout, blocks, BLOCK)
+        self._pools = [LatentCache(layout, blocks, BLOCK) for layout in layouts]
         self._free = list(range(blocks - 1, -1, -1))
         self._root = _Block(-1, (), None)
         self._used: OrderedDict[_Block, None] = OrderedDict()  # longest ago first
@@ -66,7 +70,7 @@ class PrefixCache:
         """Blocks that are filled."""
         return len(self._used)
 
-    def fetch(self, tokens: Sequence[int], cache: LatentCache, slot: int) -> int:
+    def fetch(self, tokens: Sequence[int], slot: int, *caches: LatentCache) -> int:
         """Copies the latents of the longest known beginning of `tokens` into a slot; returns how many tokens that are.
 
         One token is left at least, since a step must compute something for there to be logits.
@@ -77,7 +81,8 @@ class PrefixCache:
             child, shared = _best_child(node, tokens[found : min(limit, found + BLOCK)])
             if child is None:
                 break
-            cache.copy_rows(slot, found, self._pool, child.place, range(shared))
+            for pool, cache in zip(self._pools, caches, strict=True):
+                cache.copy_rows(slot, found, pool, child.place, range(shared))
             self._used.move_to_end(child)
             found += shared
             if shared < BLOCK:
@@ -87,7 +92,7 @@ class PrefixCache:
         self.stats.found += found
         return found
 
-    def store(self, tokens: Sequence[int], cache: LatentCache, slot: int) -> None:
+    def store(self, tokens: Sequence[int], slot: int, *caches: LatentCache) -> None:
         """Keeps the latents of `tokens`, which are the first rows of a slot. Blocks that are known are not copied."""
         node, path = self._root, {self._root}
         for start in range(0, len(tokens), BLOCK):
@@ -98,7 +103,8 @@ class PrefixCache:
                 if place is None:  # every block is part of this sequence
                     return
                 child = _Block(place, part, node)
-                self._pool.copy_rows(place, 0, cache, slot, range(start, start + len(part)))
+                for pool, cache in zip(self._pools, caches, strict=True):
+                    pool.copy_rows(place, 0, cache, slot, range(start, start + len(part)))
                 self._drop_beginnings(node, part)
                 node.children[part] = child
                 self._used[child] = None
@@ -134,13 +140,19 @@ class PrefixCache:
         self._free.append(leaf.place)
 
 
-def prefix_cache_for(session: Session, nbytes: int) -> PrefixCache | None:
-    """A session's, of that many bytes; None for 0. Raises BackendError where the cache is not in the host's memory."""
+def prefix_cache_for(session: Session, nbytes: int, drafting: bool = False) -> PrefixCache | None:
+    """A session's, of that many bytes; None for 0.
+
+    Raises BackendError where the cache is not in the host's memory, RequestError where it is to draft and cannot.
+    """
     if not nbytes:
         return None
     if not session.cache_on_host:
         raise BackendError("prefix cache", expected="an engine that computes on the CPU", got="one on a device")
-    return PrefixCache(session.cache_layout, nbytes)
+    layouts = [session.cache_layout]
+    if drafting:
+        layouts.append(drafter(session).draft_cache_layout)
+    return PrefixCache(layouts, nbytes)
 
 
 def _best_child(node: _Block, wanted: Sequence[int]) -> tuple[_Block | None, int]:

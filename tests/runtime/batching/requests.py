@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from dsv3export.runtime.batching.batcher import Batcher
+from dsv3export.runtime.batching.prefix_cache import PrefixCache
+from dsv3export.runtime.batching.run import longest, run_requests
+from dsv3export.runtime.batching.speculation import SpeculationStats
 from dsv3export.runtime.generation import Piece, Request, prompt_logits
 from dsv3export.runtime.sampling import Sampler, SamplingParams
+from dsv3export.runtime.session import Session
 from dsv3export.runtime.stopping import StopStrings
 from dsv3export.runtime.text_stream import TextStream
 from tests.runtime.toy_model import ToySession
@@ -36,3 +41,12 @@ def by_recomputation(prompt: list[int], new: int, eos: set[int] | None = None) -
 
 def tokens(pieces: Iterable[Piece]) -> list[int]:
     return [token for piece in pieces for token in piece.token_ids]
+
+
+def run_all(
+    session: Session, requests: Sequence[Request], slots: int, prefill_chunk: int = 256,
+    prefixes: PrefixCache | None = None, speculate: int = 0, stats: SpeculationStats | None = None,
+) -> Iterator[tuple[int, Piece]]:  # fmt: skip
+    """As an engine runs a list of prompts: with no more slots and room than they need."""
+    slots, capacity = min(slots, len(requests)), longest(requests)
+    return run_requests(Batcher(session, slots, capacity, prefill_chunk, prefixes, speculate, stats), requests)

@@ -102,7 +102,7 @@ def test_eight_slots_decode_in_one_step_also_around_a_gap() -> None:
 @given(st.data())
 def test_requests_that_come_and_go_get_the_tokens_of_a_run_alone(data: st.DataObject) -> None:
     session = ToySession(VOCAB)
-    prefixes = PrefixCache(session.cache_layout, 6 * BLOCK * session.cache_layout.bytes_per_token)
+    prefixes = PrefixCache([session.cache_layout], 6 * BLOCK * session.cache_layout.bytes_per_token)
     batcher = Batcher(session, data.draw(st.integers(1, 6)), 60, data.draw(st.integers(1, 9)), prefixes)
     asked: dict[int, tuple[list[int], int]] = {}
     got: dict[int, list[Piece]] = defaultdict(list)
@@ -145,7 +145,7 @@ def test_a_cancel_in_the_middle_of_a_turn_frees_the_slot() -> None:
 
 def test_a_known_beginning_is_not_computed_again() -> None:
     session = ToySession(VOCAB)
-    prefixes = PrefixCache(session.cache_layout, 16 * BLOCK * session.cache_layout.bytes_per_token)
+    prefixes = PrefixCache([session.cache_layout], 16 * BLOCK * session.cache_layout.bytes_per_token)
     batcher = Batcher(session, slots=1, capacity=400, prefixes=prefixes)
     turn = request(prompt_of(200), new=10)
     batcher.submit(turn)

@@ -27,12 +27,12 @@ def cache_of(tokens: list[int], layout: CacheLayout = LAYOUT) -> LatentCache:
 
 
 def room(blocks: int, layout: CacheLayout = LAYOUT) -> PrefixCache:
-    return PrefixCache(layout, blocks * BLOCK * layout.bytes_per_token)
+    return PrefixCache([layout], blocks * BLOCK * layout.bytes_per_token)
 
 
 def fetched(prefixes: PrefixCache, tokens: list[int], layout: CacheLayout = LAYOUT) -> tuple[int, LatentCache]:
     cache = LatentCache(layout, 2, 512)
-    return prefixes.fetch(tokens, cache, 1), cache
+    return prefixes.fetch(tokens, 1, cache), cache
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, FP8, CacheLayout(2, 3, "BF16")])
@@ -40,7 +40,7 @@ def fetched(prefixes: PrefixCache, tokens: list[int], layout: CacheLayout = LAYO
 def test_what_was_stored_comes_back(length: int, layout: CacheLayout) -> None:
     tokens = list(range(length))
     prefixes, source = room(8, layout), cache_of(tokens, layout)
-    prefixes.store(tokens, source, 0)
+    prefixes.store(tokens, 0, source)
     found, cache = fetched(prefixes, [*tokens, 99], layout)
     assert found == length
     for layer in range(layout.layers):
@@ -54,7 +54,7 @@ def test_what_was_stored_comes_back(length: int, layout: CacheLayout) -> None:
 def test_one_token_is_left_to_compute() -> None:
     tokens = list(range(2 * BLOCK))
     prefixes = room(4)
-    prefixes.store(tokens, cache_of(tokens), 0)
+    prefixes.store(tokens, 0, cache_of(tokens))
     assert fetched(prefixes, tokens)[0] == 2 * BLOCK - 1
     assert fetched(prefixes, tokens[:1])[0] == 0
 
@@ -62,7 +62,7 @@ def test_one_token_is_left_to_compute() -> None:
 def test_part_of_a_block_serves_another_continuation() -> None:
     tokens = list(range(BLOCK + 20))
     prefixes = room(4)
-    prefixes.store(tokens, cache_of(tokens), 0)
+    prefixes.store(tokens, 0, cache_of(tokens))
     other = [*tokens[: BLOCK + 7], 500, 501]
     found, cache = fetched(prefixes, other)
     assert found == BLOCK + 7
@@ -73,18 +73,18 @@ def test_part_of_a_block_serves_another_continuation() -> None:
 def test_a_longer_end_replaces_the_shorter_one() -> None:
     prefixes = room(8)
     for length in (5, 20, 40, BLOCK):
-        prefixes.store(list(range(length)), cache_of(list(range(length))), 0)
+        prefixes.store(list(range(length)), 0, cache_of(list(range(length))))
     assert len(prefixes) == 1
 
 
 def test_the_leaf_used_longest_ago_goes_first() -> None:
     prefixes = room(3)
     first, second = [1] * BLOCK, [2] * BLOCK
-    prefixes.store(first, cache_of(first), 0)
-    prefixes.store(second + [3] * BLOCK, cache_of(second + [3] * BLOCK), 0)
+    prefixes.store(first, 0, cache_of(first))
+    prefixes.store(second + [3] * BLOCK, 0, cache_of(second + [3] * BLOCK))
     fetched(prefixes, [*first, 0])
     third = [4] * BLOCK
-    prefixes.store(third, cache_of(third), 0)  # the leaf behind `second` goes, not `second`, and not `first`
+    prefixes.store(third, 0, cache_of(third))  # the leaf behind `second` goes, not `second`, and not `first`
     assert [fetched(prefixes, [*each, 0])[0] for each in (first, second, third)] == [BLOCK] * 3
     assert fetched(prefixes, [*second, *[3] * BLOCK])[0] == BLOCK
     assert prefixes.stats.evicted == BLOCK
@@ -93,7 +93,7 @@ def test_the_leaf_used_longest_ago_goes_first() -> None:
 def test_a_sequence_larger_than_the_pool_keeps_its_beginning() -> None:
     tokens = list(range(5 * BLOCK))
     prefixes = room(2)
-    prefixes.store(tokens, cache_of(tokens), 0)
+    prefixes.store(tokens, 0, cache_of(tokens))
     assert fetched(prefixes, tokens)[0] == 2 * BLOCK and len(prefixes) == 2
     prefixes.clear()
     assert len(prefixes) == 0 and fetched(prefixes, tokens)[0] == 0
@@ -108,13 +108,13 @@ def test_never_another_sequence_s_rows(chains: list[list[int]], blocks: int) -> 
         found, cache = fetched(prefixes, tokens)
         expected = cache_of(tokens)
         assert np.array_equal(cache.view(1, range(1, 2))[0, :found], expected.view(1, range(1))[0, :found])
-        prefixes.store(tokens, expected, 0)
+        prefixes.store(tokens, 0, expected)
         assert len(prefixes) <= blocks
 
 
 def test_too_little_memory_and_a_device_are_refused() -> None:
     with pytest.raises(ResourceError, match="block of 64 tokens"):
-        PrefixCache(LAYOUT, 100)
+        PrefixCache([LAYOUT], 100)
     session = ToySession(5)
     assert prefix_cache_for(session, 0) is None
     session.cache_on_host = False

@@ -7,11 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3export.runtime.batching.prefix_cache import BLOCK, PrefixCache
-from dsv3export.runtime.batching.run import run_requests
 from dsv3export.runtime.generation import Piece
 from dsv3export.runtime.latent_cache import LatentCache
 from dsv3export.runtime.session import IntArray, Logits
-from tests.runtime.batching.requests import VOCAB, by_recomputation, request, tokens
+from tests.runtime.batching.requests import VOCAB, by_recomputation, request, run_all, tokens
 from tests.runtime.toy_model import ToySession
 
 PROMPTS = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=6)
@@ -30,9 +29,9 @@ def test_a_ragged_batch_equals_recomputation(
     prompts: list[list[int]], slots: int, chunk: int, eos: set[int], reuse: bool
 ) -> None:
     session = ToySession(VOCAB)
-    prefixes = PrefixCache(session.cache_layout, 4 * BLOCK * session.cache_layout.bytes_per_token) if reuse else None
+    prefixes = PrefixCache([session.cache_layout], 4 * BLOCK * session.cache_layout.bytes_per_token) if reuse else None
     requests = [request(prompt, new=4 + i, eos=eos) for i, prompt in enumerate(prompts)]
-    results = collect(run_requests(session, requests, slots, chunk, prefixes), len(prompts))
+    results = collect(run_all(session, requests, slots, chunk, prefixes), len(prompts))
     for i, (prompt, pieces) in enumerate(zip(prompts, results, strict=True)):
         expected = by_recomputation(prompt, 4 + i, eos)
         assert tokens(pieces) == expected
@@ -43,15 +42,15 @@ def test_a_ragged_batch_equals_recomputation(
 def test_sampling_does_not_depend_on_the_batch() -> None:
     prompts = [[1, 2, 3], [4], [5, 6]]
     make = [request(prompt, index=i, temperature=2.0, seed=3) for i, prompt in enumerate(prompts)]
-    together = collect(run_requests(ToySession(VOCAB), make, 3), 3)
+    together = collect(run_all(ToySession(VOCAB), make, 3), 3)
     for i, prompt in enumerate(prompts):
         alone = request(prompt, index=i, temperature=2.0, seed=3)
-        assert collect(run_requests(ToySession(VOCAB), [alone], 1), 1)[0] == together[i]
+        assert collect(run_all(ToySession(VOCAB), [alone], 1), 1)[0] == together[i]
 
 
 def test_prefill_comes_in_chunks_and_wants_one_row_of_logits() -> None:
     session = ToySession(VOCAB)
-    list(run_requests(session, [request([1, 2, 3, 4, 5], new=2)], 1, prefill_chunk=2))
+    list(run_all(session, [request([1, 2, 3, 4, 5], new=2)], 1, prefill_chunk=2))
     one = range(1)
     assert session.steps == [((1, 2), one, 0), ((1, 2), one, 0), ((1, 1), one, 1), ((1, 1), one, 1)]
 
@@ -70,12 +69,12 @@ class Watched(ToySession):
 
 def test_the_cache_is_as_large_as_the_requests_need() -> None:
     session = Watched(VOCAB)
-    list(run_requests(session, [request([1] * 10, new=5), request([1], new=3)], 16))
+    list(run_all(session, [request([1] * 10, new=5), request([1], new=3)], 16))
     assert (session.cache.slots, session.cache.capacity) == (2, 15)
 
 
 def test_logprobs_are_those_of_the_logits() -> None:
-    ((_, piece),) = run_requests(ToySession(VOCAB), [request([1, 2], new=1, logprobs=3)], 1)
+    ((_, piece),) = run_all(ToySession(VOCAB), [request([1, 2], new=1, logprobs=3)], 1)
     assert piece.logprobs is not None
     (found,) = piece.logprobs
     assert found.token_id == piece.token_ids[0] == found.top[0][0]
