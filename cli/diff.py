@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
     from dsv3export.checkpoint import Checkpoint
     from dsv3export.cli.subject import Subject
+    from dsv3export.compare.causes import ErrorSplit
     from dsv3export.compare.layers import LayerDiff
     from dsv3export.compare.stages import StagedModel
+    from dsv3export.progress import Progress
     from dsv3export.recipe import Recipe
     from dsv3export.runtime.tokenizer import Tokenizer
 
 EXAMPLES = (
     "dsv3export diff examples/tiny-dsv3 tiny.engine --prompts prompts.txt",
     "dsv3export diff examples/tiny-dsv3 int4.engine --prompts prompts.txt --precision fp32 --tolerance 0.5",
+    "dsv3export diff examples/tiny-dsv3 int8.engine --prompts prompts.txt --causes",
     "dsv3export diff old.engine new.engine --prompts prompts.txt --json diff.json --html diff.html",
 )
 # The largest error of a token's row that two right programs of the same arithmetic were seen to make is 2e-6; where
@@ -61,6 +64,7 @@ ROUNDED = 2e-2
 )
 @click.option("--json", "json_file", type=PathName(path_type=Path), metavar="FILE", help="Write everything to FILE.")
 @report_options
+@click.option("--causes", is_flag=True, help="Split an engine's error: weights, activations, cache, backend.")
 @click.option("--all", "show_all", is_flag=True, help="Print every value, not only each layer's result.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of an engine.")
 @quiet_option
@@ -75,6 +79,7 @@ def command(
     json_file: Path | None,
     html_file: Path | None,
     plot_file: Path | None,
+    causes: bool,
     show_all: bool,
     threads: int | None,
     quiet: bool,
@@ -84,6 +89,9 @@ def command(
     A checkpoint is computed by the executor. Every layer of B runs twice: on its own input, which shows how errors add
     up, and on A's, which shows what that layer alone does wrong. One layer's weights are in memory at a time. The first
     value whose own error is beyond the tolerance is named, with the place and both numbers; the exit code is then 1.
+
+    With --causes, A being the checkpoint that engine B was built from, it runs several times more: in float32, with the
+    engine's weights, with activations rounded, with the cache in its format. What each of these adds is shown.
     """
     from dsv3export.cli.diff_summary import show
     from dsv3export.cli.subject import find_subject
@@ -92,11 +100,15 @@ def command(
 
     sides = find_subject(expected), find_subject(got)
     ids = read_prompts(prompts, sides)
+    if causes:
+        check_causes(sides)
     recipe = checkpoint_recipe(sides, precision, calibration is not None)
     models = [staged(side, ids, recipe, calibration, threads) for side in sides]
     bound = default_tolerance(sides, recipe) if tolerance is None else tolerance
     with progress_on_stderr(quiet) as progress:
         diff = diff_layers(models[0], models[1], len(ids), bound, progress)
+        if causes:
+            diff = replace(diff, causes=error_split(sides, ids, calibration, threads, progress))
     diff = name_tokens(diff, ids, sides)
     if json_file is not None:
         write_atomically(json_file, diff_to_bytes(diff))
@@ -191,6 +203,32 @@ def staged(
     if side.checkpoint is None:
         raise RequestError(side.path, expected="an engine or a checkpoint", got=f"a {side.kind}, which has no weights")
     return ExecutorStages(side.checkpoint, ids, recipe, _calibration_ids(side.checkpoint, calibration))
+
+
+def error_split(
+    sides: Sequence[Subject], ids: list[list[int]], calibration: Path | None, threads: int | None, progress: Progress
+) -> ErrorSplit:
+    """The error of an engine by cause. Raises UserError."""
+    from dsv3export.compare import split_causes
+    from dsv3export.engine.reader import EngineFiles
+    from dsv3export.graphs.capture import cause_chain
+
+    checkpoint, engine = check_causes(sides)
+    fitted = _calibration_ids(checkpoint, calibration)
+    exact, chain = cause_chain(checkpoint, EngineFiles.open(engine.path), ids, fitted, threads)
+    return split_causes(exact, chain, len(ids), progress)
+
+
+def check_causes(sides: Sequence[Subject]) -> tuple[Checkpoint, Subject]:
+    """Raises RequestError unless A is a checkpoint and B an engine."""
+    from dsv3export.errors import RequestError
+
+    checkpoint, engine = sides[0].checkpoint, sides[1]
+    if checkpoint is None or engine.manifest is None:
+        raise RequestError(
+            "--causes", expected="a checkpoint as A and an engine as B", got=f"{sides[0].kind} and {engine.kind}"
+        )
+    return checkpoint, engine
 
 
 def _calibration_ids(checkpoint: Checkpoint, calibration: Path | None) -> Any:

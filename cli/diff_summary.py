@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from dsv3export.compare.caches import CacheDiff
+    from dsv3export.compare.causes import CauseSplit, ErrorSplit
     from dsv3export.compare.difference import Summary
     from dsv3export.compare.layers import Fault, LayerDiff
 
@@ -34,6 +35,8 @@ def show(diff: LayerDiff, show_all: bool) -> None:
     rows = _value_rows(view) if show_all else _layer_rows(view)
     print_table("Layer by layer (relative errors)", columns, rows, right=(columns[1], columns[4], *columns[6:]))
     _show_caches(diff, show_all)
+    if diff.causes is not None:
+        _show_causes(diff.causes)
     logits = diff.logits
     print_facts(
         "Next-token distributions",
@@ -69,6 +72,20 @@ def _show_caches(diff: LayerDiff, show_all: bool) -> None:
         columns = ("layer", "format alone", "by position", "error so far", "by position ")
         print_table("Latent cache" if show_all else "Latent cache, worst layers", columns, rows,
                     right=(columns[1], columns[3]))  # fmt: skip
+
+
+def _show_causes(split: ErrorSplit) -> None:
+    """For each stage, and for the logits of the whole model: the total, and each cause's step and share."""
+    names = [cause.name for cause in split.logits.causes]
+    rows = [_cause_row(visible(each.stage), each) for each in split.layers]
+    rows.append(_cause_row("logits, whole model", split.logits))
+    rows.append(("KL so far, nats", "", *(f"{kl:.1e}" for kl in split.kl)))
+    columns = ("error by cause", "total", *names)
+    print_table("Own error by cause (size of the step, share of the total)", columns, rows, right=columns[1:])
+
+
+def _cause_row(label: str, split: CauseSplit) -> tuple[str, ...]:
+    return (label, f"{split.total:.1e}", *(f"{cause.relative:.1e} {cause.share:>4.0%}" for cause in split.causes))
 
 
 def _format_error(cache: CacheDiff) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3export.compare.caches import CacheDiff, CacheErrors
+from dsv3export.compare.causes import ErrorSplit
 from dsv3export.compare.difference import Coordinate, Difference, Summary
 from dsv3export.compare.distributions import Distributions, DistributionSummary
 from dsv3export.compare.routing import Flip, Routing, RoutingSummary
@@ -82,6 +83,7 @@ class LayerDiff:
         first_fault: None where all is within the tolerance.
         drafts: As `logits`, of the MTP layer; None where one of the models has none, or no prompt two tokens.
         caches: The latent cache of each layer.
+        causes: Where the error of an engine comes from, if that was asked for.
     """
 
     expected: str
@@ -96,6 +98,7 @@ class LayerDiff:
     prompts: tuple[int, ...]
     drafts: DistributionSummary | None = None
     caches: tuple[CacheDiff, ...] = ()
+    causes: ErrorSplit | None = None
 
 
 def diff_layers(

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from dsv3export.compare.diff_file import read_diff
 from dsv3export.graphs.build import build_engine
 from tests.support.altered import edit_tensor, linked_copy
 from tests.support.command_line import assert_refused, run_here
@@ -134,3 +135,47 @@ def test_an_mtp_layer_that_one_side_lacks(tiny_bf16: Path, prompts: Path, tmp_pa
     found = json.loads(result.read_text(encoding="utf-8"))
     assert (outcome.code, found["drafts"]) == (0, None)
     assert found["only_expected"] == ["layers.4"] and "MTP drafts" not in outcome.out
+
+
+def test_the_error_split_by_cause(tiny_bf16: Path, prompts: Path, tmp_path: Path) -> None:
+    build_engine(tiny_bf16, tmp_path / "e", precision="int8", cache_dtype="fp8")
+    result = tmp_path / "diff.json"
+    options = ["--prompts", prompts, "--json", result, "--causes", "--quiet", "--threads", "1"]
+    outcome = run_here("diff", tiny_bf16, tmp_path / "e", *options)
+    assert outcome.code == 0 and "Own error by cause" in outcome.out and "logits, whole model" in outcome.out
+    split = json.loads(result.read_text(encoding="utf-8"))["causes"]
+    layers = {layer["stage"]: layer for layer in split["layers"]}
+    assert list(layers) == ["embed", "layers.0", "layers.1", "layers.2", "layers.3", "head", "layers.4"]
+    for stage, layer in layers.items():
+        assert [cause["name"] for cause in layer["causes"]] == ["weights", "activations", "cache", "backend"]
+        size = {cause["name"]: cause["relative"] for cause in layer["causes"]}
+        assert (size["weights"] > 1e-4) == (stage != "embed")
+        assert (size["cache"] > 1e-4) == stage.startswith("layers.")
+        assert size["backend"] < max(size.values()) or stage == "embed"
+        assert stage == "embed" or abs(sum(cause["share"] for cause in layer["causes"]) - 1) < 1e-6
+    assert len(split["kl"]) == 4 and all(0 < kl < 1e-2 for kl in split["kl"])
+    assert read_diff(result).causes is not None
+
+
+def test_causes_lie_between_a_checkpoint_and_an_engine(
+    tiny_bf16: Path, tiny_engine: Path, prompts: Path, tmp_path: Path
+) -> None:
+    for sides in ((tiny_bf16, tiny_bf16), (tiny_engine, tiny_engine), (tiny_engine, tiny_bf16)):
+        outcome = run_here("diff", *sides, "--prompts", prompts, "--causes")
+        assert_refused(outcome, ("--causes", "a checkpoint as A and an engine as B"), tmp_path)
+
+
+def test_an_engine_built_from_something_else_differs_by_its_backend(
+    tiny_bf16: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """What no rounding explains is left to the last step of the chain."""
+    altered = linked_copy(tiny_bf16, tmp_path / "altered")
+    for shard in altered.glob("*.safetensors"):
+        if EXPERT.encode() in shard.read_bytes()[:200_000]:
+            edit_tensor(shard, EXPERT, lambda data: np.frombuffer(data, ml_dtypes.bfloat16)[::-1].tobytes())
+    build_engine(altered, tmp_path / "e", precision="fp8")
+    result = tmp_path / "diff.json"
+    outcome = run_here("diff", tiny_bf16, tmp_path / "e", "--prompts", prompts, "--json", result, "--causes", "--quiet")
+    layers = {layer["stage"]: layer for layer in json.loads(result.read_text(encoding="utf-8"))["causes"]["layers"]}
+    share = {stage: layer["causes"][-1]["share"] for stage, layer in layers.items()}
+    assert outcome.code == 1 and share["layers.2"] > 0.1 and abs(share["layers.3"]) < 0.02
