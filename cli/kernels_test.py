@@ -48,10 +48,11 @@ def command(ctx: click.Context, where: str, name: str | None, as_json: bool) -> 
 
     checks = _chosen(CHECKS, name)
     if where == "gpu":
-        from dsv3export.plugins.kernels.driver import Device
+        from dsv3export.plugins.kernels.launcher import Launcher
+        from dsv3export.runtime.device import Device
 
-        device = Device()
-        outcomes = list(run_checks(checks, device.run, device.capability, every_tile=True))
+        launcher = Launcher(Device())
+        outcomes = list(run_checks(checks, launcher.run, launcher.capability, every_tile=True))
     else:
         from dsv3export.plugins.kernels.interpreter import interpret, start_interpreting
 

@@ -18,9 +18,10 @@ from typing import Any, Union
 from dsv3export.errors import InternalError
 from dsv3export.plugins.kernels.cache import compile_all, compiled
 from dsv3export.plugins.kernels.calls import check_inputs
-from dsv3export.plugins.kernels.driver import Device
+from dsv3export.plugins.kernels.launcher import Launcher
 from dsv3export.plugins.kernels.plugin import Attributes, Plugin, TensorType, Tile
 from dsv3export.plugins.kernels.sizes import Size, known
+from dsv3export.runtime.device import Device
 
 NAMESPACE = "dsv3"
 SHARED_LIMIT = 48 * 1024
@@ -73,6 +74,7 @@ class _QuickPlugin:
     def __init__(self, trt: ModuleType, trtp: ModuleType, plugin: Plugin, target: Callable[[], int]) -> None:
         self._trt, self._trtp, self._plugin, self._target = trt, trtp, plugin, target
         self._symbols = _Symbols(trtp)
+        self._made: Launcher | None = None
 
     def describe(self) -> Callable[..., Any]:
         """TensorDescs and attributes -> TensorDescs of the outputs."""
@@ -134,12 +136,12 @@ class _QuickPlugin:
         def just_in_time(*arguments: Any) -> None:
             *rest, stream, tactic = arguments
             inputs, attributes, outputs = self._split(rest)
-            device = Device()
+            launcher = self._launcher()
             types = [self._concrete(tensor) for tensor in inputs]
             results = [self._concrete(tensor) for tensor in outputs]
-            launch = self._plugin.launch(types, results, attributes, self._tile(tactic), device.capability)
-            device.launch(
-                compiled(launch.build, device.capability),
+            launch = self._plugin.launch(types, results, attributes, self._tile(tactic), launcher.capability)
+            launcher.launch(
+                compiled(launch.build, launcher.capability),
                 (known(launch.grid[0]), known(launch.grid[1]), known(launch.grid[2])),
                 [tensor.data_ptr for tensor in inputs],
                 [known(size) for size in launch.integers],
@@ -149,6 +151,11 @@ class _QuickPlugin:
 
         more = (("outputs", GenericAlias(tuple, self._trtp.Tensor)), ("stream", int), ("tactic", int))
         return self._signed(just_in_time, self._trtp.Tensor, more, None)
+
+    def _launcher(self) -> Launcher:
+        if self._made is None:
+            self._made = Launcher(Device())
+        return self._made
 
     def _tile(self, tactic: int) -> Tile:
         """Tactics count from 1; 0 is TensorRT's own number for no choice."""
