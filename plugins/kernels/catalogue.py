@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from dsv3export.plugins.kernels.checks import Check
 from dsv3export.plugins.kernels.plugin import Attributes, Build, Plugin, TensorType
+from dsv3export.plugins.latent_append import checks as latent_append_checks
+from dsv3export.plugins.latent_append.tensorrt import LATENT_APPEND
 from dsv3export.plugins.linear_fp8_block import checks as linear_fp8_block_checks
-from dsv3export.plugins.linear_fp8_block import tensorrt as linear_fp8_block
+from dsv3export.plugins.linear_fp8_block.tensorrt import FP8_BLOCK_GEMM, FP8_WEIGHT_GEMM, QUANTISE_ACTIVATIONS
+from dsv3export.plugins.linear_int import checks as linear_int_checks
+from dsv3export.plugins.linear_int.tensorrt import LINEAR_INT, LINEAR_INT_ZERO
+from dsv3export.plugins.mla_attention import checks as mla_attention_checks
+from dsv3export.plugins.mla_attention.tensorrt import MLA_COMBINE, MLA_SPLIT
+from dsv3export.plugins.moe_experts import checks as moe_experts_checks
+from dsv3export.plugins.moe_experts import tensorrt as moe_experts
+from dsv3export.plugins.moe_experts.tensorrt import FEW, MANY
+from dsv3export.plugins.moe_route import checks as moe_route_checks
+from dsv3export.plugins.moe_route.tensorrt import MOE_ROUTE
 
 PLUGINS: dict[str, Plugin] = {
     plugin.name: plugin
     for plugin in (
-        linear_fp8_block.QUANTISE_ACTIVATIONS,
-        linear_fp8_block.FP8_BLOCK_GEMM,
-        linear_fp8_block.FP8_WEIGHT_GEMM,
+        QUANTISE_ACTIVATIONS,
+        FP8_BLOCK_GEMM,
+        FP8_WEIGHT_GEMM,
+        LINEAR_INT,
+        LINEAR_INT_ZERO,
+        LATENT_APPEND,
+        MLA_SPLIT,
+        MLA_COMBINE,
+        MOE_ROUTE,
+        *moe_experts.PLUGINS,
     )
 }
 """The plugins by name."""
 
-CHECKS: tuple[Check, ...] = (*linear_fp8_block_checks.CHECKS,)
+CHECKS: tuple[Check, ...] = (
+    *linear_fp8_block_checks.CHECKS,
+    *linear_int_checks.CHECKS,
+    *latent_append_checks.CHECKS,
+    *mla_attention_checks.CHECKS,
+    *moe_route_checks.CHECKS,
+    *moe_experts_checks.CHECKS,
+)
 """The checks of all plugins."""
-
-_TOKENS, _HIDDEN, _WIDTH = 64, 7168, 2048
 
 
 @dataclass(frozen=True)
@@ -31,28 +54,96 @@ class Use:
     """A plugin at the types that DeepSeek-V3 gives it."""
 
     plugin: str
-    inputs: tuple[TensorType, ...]
-    attributes: Attributes
+    inputs: Sequence[TensorType]
+    attributes: Attributes = field(default_factory=dict)
 
 
-def _fp8(*shape: int) -> tuple[TensorType, TensorType]:
+# DeepSeek-V3's sizes (its technical report, section 4.2), and a batch of decoding.
+_TOKENS, _HIDDEN, _WIDTH, _EXPERTS, _CHOICES = 64, 7168, 2048, 256, 8
+_HEADS, _LATENT, _ROPE, _CAPACITY = 128, 512, 64, 4096
+_GROUP = 128
+_SLOTS = TensorType("I32", (4096,)), TensorType("I32", (256,))
+
+
+def _x(width: int, dtype: str = "BF16") -> TensorType:
+    return TensorType(dtype, (_TOKENS, width))
+
+
+def _each(width: int, dtype: str = "BF16") -> TensorType:
+    return TensorType(dtype, (_TOKENS * _CHOICES, width))
+
+
+def _scales(x: TensorType) -> TensorType:
+    return TensorType("F32", (x.shape[0], -(-int(str(x.shape[1])) // 128)))
+
+
+def _fp8(*shape: int) -> tuple[TensorType, ...]:
     *lead, rows, inner = shape
-    scale = (*lead, -(-rows // 128), -(-inner // 128))
-    return TensorType("F8_E4M3", shape), TensorType("F32", scale)
+    return TensorType("F8_E4M3", shape), TensorType("F32", (*lead, -(-rows // 128), -(-inner // 128)))
 
 
-_X = TensorType("BF16", (_TOKENS, _HIDDEN))
+def _int(bits: int, *shape: int, zero: bool = False) -> tuple[TensorType, ...]:
+    *lead, inner = shape
+    groups = inner // _GROUP
+    types = TensorType("U8", (*lead, inner * bits // 8)), TensorType("F32", (*lead, groups))
+    return (*types, TensorType("U8", (*lead, -(-groups * bits // 8)))) if zero else types
 
-USES = (
-    Use("QuantiseActivations", (_X,), {}),
-    Use(
-        "Fp8BlockGemm",
-        (*_fp8(_TOKENS, _HIDDEN)[:1], TensorType("F32", (_TOKENS, 56)), *_fp8(2112, _HIDDEN)),
-        {"dtype": "BF16"},
-    ),
-    Use("Fp8WeightGemm", (_X, *_fp8(2112, _HIDDEN)), {}),
-)
-"""One use of each plugin and format."""
+
+def _integers(bits: int, activations: str = "none") -> dict[str, int | str]:
+    return {"bits": bits, "group": _GROUP, "activations": activations}
+
+
+def _linear_uses() -> Iterator[Use]:
+    columns = 2112  # q_a_proj and kv_a_proj in one
+    yield Use("QuantiseActivations", (_x(_HIDDEN),))
+    eighth = _x(_HIDDEN, "F8_E4M3")
+    yield Use("Fp8BlockGemm", (eighth, _scales(eighth), *_fp8(columns, _HIDDEN)), {"dtype": "BF16"})
+    yield Use("Fp8WeightGemm", (_x(_HIDDEN), *_fp8(columns, _HIDDEN)))
+    for bits, activations in ((8, "none"), (8, "int8"), (4, "none")):
+        yield Use("LinearInt", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN)), _integers(bits, activations))
+        yield Use("LinearIntZero", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN, zero=True)), _integers(bits, activations))
+
+
+def _attention_uses() -> Iterator[Use]:
+    cache = TensorType("BF16", (_TOKENS, 1, _CAPACITY, _LATENT + _ROPE))
+    start = TensorType("I64", (_TOKENS,))
+    new = [TensorType("BF16", (_TOKENS, 1, width)) for width in (_LATENT, _ROPE)]
+    yield Use("LatentAppend", (cache, *new, start))
+    for heads in (16, _HEADS):
+        q, q_pe = (TensorType("BF16", (_TOKENS, 1, heads, width)) for width in (_LATENT, _ROPE))
+        yield Use("MlaSplit", (q, q_pe, cache, start), {"scale": 0.1352, "parts": 8})
+    lead = (_TOKENS, 1, _HEADS, 8)
+    yield Use("MlaCombine", (TensorType("F32", (*lead, _LATENT)), TensorType("F32", lead)), {"dtype": "BF16"})
+
+
+def _expert_uses() -> Iterator[Use]:
+    routing = {"k": _CHOICES, "n_group": 8, "topk_group": 4, "group_top": 2}
+    more = {"scoring": "sigmoid", "normalize": 1, "scaling": 2.5}
+    yield Use("MoERoute", (_x(_EXPERTS, "F32"), TensorType("F32", (_EXPERTS,))), {**routing, **more})
+    yield Use("MoEOrder", (TensorType("I32", (_TOKENS, _CHOICES)),), {"experts": _EXPERTS, "block": FEW})
+    up, down = (_EXPERTS, _WIDTH, _HIDDEN), (_EXPERTS, _HIDDEN, _WIDTH)
+    for block in (FEW, MANY):
+        blocks = {"block": block}
+        first = {"k": _CHOICES, **blocks}
+        plain = [TensorType("BF16", shape) for shape in (up, up, down)]
+        yield Use("MoEGateUp", (_x(_HIDDEN), *_SLOTS, *plain[:2]), first)
+        yield Use("MoEDown", (_each(_WIDTH), *_SLOTS, plain[2]), blocks)
+        yield Use("MoEGateUpFp8", (_x(_HIDDEN), *_SLOTS, *_fp8(*up), *_fp8(*up)), first)
+        yield Use("MoEDownFp8", (_each(_WIDTH), *_SLOTS, *_fp8(*down)), blocks)
+        eighth, hidden = _x(_HIDDEN, "F8_E4M3"), _each(_WIDTH, "F8_E4M3")
+        dtype = {"dtype": "BF16"}
+        yield Use("MoEGateUpFp8Rounded", (eighth, _scales(eighth), *_SLOTS, *_fp8(*up), *_fp8(*up)), {**first, **dtype})
+        yield Use("MoEDownFp8Rounded", (hidden, _scales(hidden), *_SLOTS, *_fp8(*down)), {**blocks, **dtype})
+        for bits in (8, 4):
+            for name, zero in (("Int", False), ("IntZero", True)):
+                banks = [_int(bits, *shape, zero=zero) for shape in (up, up, down)]
+                yield Use(f"MoEGateUp{name}", (_x(_HIDDEN), *_SLOTS, *banks[0], *banks[1]), {**first, **_integers(bits)})
+                yield Use(f"MoEDown{name}", (_each(_WIDTH), *_SLOTS, *banks[2]), {**blocks, **_integers(bits)})
+    yield Use("MoECombine", (_each(_HIDDEN), TensorType("F32", (_TOKENS, _CHOICES))))
+
+
+USES = (*_linear_uses(), *_attention_uses(), *_expert_uses())
+"""Each plugin in each format."""
 
 
 def builds(use: Use, target: int) -> Iterator[Build]:

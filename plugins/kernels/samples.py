@@ -36,3 +36,15 @@ class Samples:
         numbers = self.normal(*shape, scale=100.0).clamp(-448, 448).to(torch.float8_e4m3fn)
         size = 0.01 * inner**-0.5
         return numbers, self.uniform(0.5 * size, 2 * size, *lead, -(-rows // 128), -(-inner // 128))
+
+    def packed(
+        self, rows: tuple[int, ...], inner: int, bits: int, group: int, zero: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Numbers, scales and maybe zero points as `linear_int.dequantise` reads them, for weights of 1 / sqrt(K)."""
+        groups, size = -(-inner // group), 2.0 ** (1 - bits) * inner**-0.5
+        numbers = self.integers(0, 256, *rows, groups * group * bits // 8).to(torch.uint8)
+        scale = self.uniform(0.5 * size, 2 * size, *rows, groups)
+        if not zero:
+            return numbers, scale, None
+        low, high = (100, 156) if bits == 8 else (0, 256)
+        return numbers, scale, self.integers(low, high, *rows, -(-groups * bits // 8)).to(torch.uint8)

@@ -8,8 +8,9 @@ from dsv3export.plugins.kernels.calls import DTYPES
 from dsv3export.plugins.kernels.checks import Check, Pairs
 from dsv3export.plugins.kernels.plugin import Call
 from dsv3export.plugins.kernels.samples import Samples
+from dsv3export.plugins.kernels.stored import NATIVE_E4M3
 from dsv3export.plugins.linear_fp8_block.matmul import fp8_matmul, quantise_activations
-from dsv3export.plugins.linear_fp8_block.tensorrt import NATIVE_E4M3, QUANTISE_ACTIVATIONS, linear_fp8_block
+from dsv3export.plugins.linear_fp8_block.tensorrt import QUANTISE_ACTIVATIONS, linear_fp8_block
 
 _SHAPES = ((1, 127, 127), (3, 128, 128), (2, 129, 129), (1, 256, 160), (17, 300, 200), (70, 64, 130))
 

@@ -17,14 +17,13 @@ from dsv3export.plugins.kernels.plugin import (
     Tile,
     arguments,
     matrix,
-    same_type,
 )
 from dsv3export.plugins.kernels.sizes import ceil_div, known
+from dsv3export.plugins.kernels.stored import NATIVE_E4M3, Stored, weight_ports
 from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
+from dsv3export.plugins.linear_int.tensorrt import WEIGHT_TILES, projected, weight_only_gemm
 
 _KERNELS = "dsv3export.plugins.linear_fp8_block.kernel"
-NATIVE_E4M3 = 89
-"""The first compute capability whose instructions know float8 e4m3."""
 
 
 def _quantised(inputs: Sequence[TensorType], _: Attributes) -> tuple[TensorType, ...]:
@@ -99,48 +98,18 @@ FP8_BLOCK_GEMM = Plugin(
 )
 
 
-def _projected(inputs: Sequence[TensorType], _: Attributes) -> tuple[TensorType, ...]:
-    x, weight, _scale = inputs
-    return (same_type(x, weight.shape[0]),)
-
-
 def _fp8_weight_gemm(
     inputs: Sequence[TensorType], outputs: Sequence[TensorType], _: Attributes, tile: Tile, target: int
 ) -> Launch:
-    x, weight, scale = inputs
-    rows, inner = matrix(x)
-    columns = known(weight.shape[0])
-    raw = ("weight",) if target < NATIVE_E4M3 else ()
-    build = Build(
-        f"{_KERNELS}:weight_only_gemm",
-        arguments({"x": x, "weight": weight, "scale": scale}, ("rows",), {"y": outputs[0]}, raw),
-        (
-            ("zero_ptr", None),
-            ("N", columns),
-            ("K", inner),
-            ("FORMAT", "fp8"),
-            ("GROUP", BLOCK),
-            ("ROUND", False),
-            ("INNER", tile.inner),
-            ("ROWS", tile.rows),
-            ("COLUMNS", tile.columns),
-        ),
-        tile.warps,
-        tile.stages,
-    )
-    return Launch(build, (ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns), 1, 1), (rows,))
-
-
-WEIGHT_TILES = (Tile(16, 64, stages=3), Tile(64, 64, 64), Tile(64, 128, 64, warps=8))
-"""For products with stored weights: few rows, then many."""
+    return weight_only_gemm(Stored("fp8"), ("x", "weight", "weight_scale"), inputs, outputs[0], tile, target)
 
 
 FP8_WEIGHT_GEMM = Plugin(
     name="Fp8WeightGemm",
     doc="y [..., N] = x [..., K] @ (weight e4m3 [N, K] * scale [ceil(N / 128), ceil(K / 128)])^T.",
-    inputs=(Port("x", ACTIVATIONS), Port("weight", ("F8_E4M3",)), Port("scale", ("F32",))),
+    inputs=(Port("x", ACTIVATIONS), *weight_ports("weight", "fp8", zero=False)),
     results=("y",),
-    outputs=_projected,
+    outputs=projected,
     launch=_fp8_weight_gemm,
     tiles=WEIGHT_TILES,
 )
