@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dsv3export.plugins.kernels.checks import Check
-from dsv3export.plugins.kernels.plugin import Attributes, Build, Plugin, TensorType
+from dsv3export.plugins.kernels.plugin import Attribute, Attributes, Build, Plugin, TensorType
 from dsv3export.plugins.latent_append import checks as latent_append_checks
 from dsv3export.plugins.latent_append.tensorrt import LATENT_APPEND
 from dsv3export.plugins.linear_fp8_block import checks as linear_fp8_block_checks
@@ -101,7 +101,9 @@ def _linear_uses() -> Iterator[Use]:
     yield Use("Fp8WeightGemm", (_x(_HIDDEN), *_fp8(columns, _HIDDEN)))
     for bits, activations in ((8, "none"), (8, "int8"), (4, "none")):
         yield Use("LinearInt", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN)), _integers(bits, activations))
-        yield Use("LinearIntZero", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN, zero=True)), _integers(bits, activations))
+        yield Use(
+            "LinearIntZero", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN, zero=True)), _integers(bits, activations)
+        )
 
 
 def _attention_uses() -> Iterator[Use]:
@@ -117,8 +119,8 @@ def _attention_uses() -> Iterator[Use]:
 
 
 def _expert_uses() -> Iterator[Use]:
-    routing = {"k": _CHOICES, "n_group": 8, "topk_group": 4, "group_top": 2}
-    more = {"scoring": "sigmoid", "normalize": 1, "scaling": 2.5}
+    routing: dict[str, Attribute] = {"k": _CHOICES, "n_group": 8, "topk_group": 4, "group_top": 2}
+    more: dict[str, Attribute] = {"scoring": "sigmoid", "normalize": 1, "scaling": 2.5}
     yield Use("MoERoute", (_x(_EXPERTS, "F32"), TensorType("F32", (_EXPERTS,))), {**routing, **more})
     yield Use("MoEOrder", (TensorType("I32", (_TOKENS, _CHOICES)),), {"experts": _EXPERTS, "block": FEW})
     up, down = (_EXPERTS, _WIDTH, _HIDDEN), (_EXPERTS, _HIDDEN, _WIDTH)
@@ -137,7 +139,9 @@ def _expert_uses() -> Iterator[Use]:
         for bits in (8, 4):
             for name, zero in (("Int", False), ("IntZero", True)):
                 banks = [_int(bits, *shape, zero=zero) for shape in (up, up, down)]
-                yield Use(f"MoEGateUp{name}", (_x(_HIDDEN), *_SLOTS, *banks[0], *banks[1]), {**first, **_integers(bits)})
+                yield Use(
+                    f"MoEGateUp{name}", (_x(_HIDDEN), *_SLOTS, *banks[0], *banks[1]), {**first, **_integers(bits)}
+                )
                 yield Use(f"MoEDown{name}", (_each(_WIDTH), *_SLOTS, *banks[2]), {**blocks, **_integers(bits)})
     yield Use("MoECombine", (_each(_HIDDEN), TensorType("F32", (_TOKENS, _CHOICES))))
 

@@ -14,7 +14,13 @@ from dsv3export.plugins.latent_append.tensorrt import LARGEST, LATENT_APPEND
 
 
 def _append(
-    name: str, start: list[int], count: int, capacity: int, dims: tuple[int, int], cache_dtype: str = "", size: float = 1.0
+    name: str,
+    start: list[int],
+    count: int,
+    capacity: int,
+    dims: tuple[int, int],
+    cache_dtype: str = "",
+    size: float = 1.0,
 ) -> Check:
     latent, rope = dims
 

@@ -1,4 +1,4 @@
-"""Checks of linears with integer weights: both widths, groups of 16 to 128, cut groups, zero points, int8 activations."""
+"""Checks of linears with integer weights: groups of 16 to 128, cut groups, zero points, int8 activations."""
 
 from __future__ import annotations
 

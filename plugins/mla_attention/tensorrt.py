@@ -81,7 +81,7 @@ MLA_SPLIT = Plugin(
     results=("partial", "lse"),
     outputs=_split_outputs,
     launch=_split,
-    tiles=(Tile(16, 16, stages=1), Tile(16, 32, stages=1), Tile(32, 16, warps=8, stages=1)),
+    tiles=(Tile(16, 16), Tile(16, 16, warps=8)),
 )
 
 

@@ -65,7 +65,9 @@ def _experts(
                 made.append(random.fp8_blocks(experts, rows, inner))
             else:
                 zero = format_ == "int with zero points"
-                made.append(tuple(part for part in random.packed((experts, rows), inner, bits, group, zero) if part is not None))
+                made.append(
+                    tuple(part for part in random.packed((experts, rows), inner, bits, group, zero) if part is not None)
+                )
         return made[0], made[1], made[2]
 
     def compare(call: Call[Tensor], dtype: str) -> Pairs:
@@ -115,5 +117,7 @@ CHECKS = (
     _experts("int8, zero points", "int with zero points", (3, 64, 64, 5, 2)),
     _experts("int8, activations too", "int", (4, 64, 96, 4, 2), activations="int8"),
     _experts("int4, one token", "int", (1, 128, 64, 8, 4), bits=4, group=64),
-    _experts("int4, zero points, all tokens to one expert", "int with zero points", (17, 96, 64, 3, 1), bits=4, crowded=True),
+    _experts(
+        "int4, zero points, all tokens to one expert", "int with zero points", (17, 96, 64, 3, 1), bits=4, crowded=True
+    ),
 )

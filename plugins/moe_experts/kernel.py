@@ -1,8 +1,8 @@
 """Triton: tokens sorted by expert, the experts' products, and their weighted sum in a fixed order.
 
-A slot is a pair of a token and one of its experts: slot t * k + j. Slots are put into expert order, each expert's filled
-up to whole blocks of rows, so that a program's rows all go through one expert. Results go back to their slots, and are
-added in the order of a token's choices: no atomic addition, the same bits in every run.
+A slot is a pair of a token and one of its experts: slot t * k + j. Slots are put into expert order, each expert's
+filled up to whole blocks of rows, so that a program's rows all go through one expert. Results go back to their slots,
+and are added in the order of a token's choices: no atomic addition, the same bits in every run.
 """
 
 from __future__ import annotations
@@ -174,9 +174,7 @@ def _expert_product(
 
 
 @triton.jit
-def moe_combine(
-    each_ptr, weights_ptr, y_ptr, CHOICES: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr
-):
+def moe_combine(each_ptr, weights_ptr, y_ptr, CHOICES: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr):
     """y[t] = sum over j of weights[t, j] * each[t * k + j], j ascending, in float32. Grid: (T, ceil(N / COLUMNS))."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)

@@ -1,4 +1,4 @@
-"""Checks of the router: DeepSeek-V3's and V2's ways, ties, negative biased scores, numbers that are no powers of two."""
+"""Checks of the router: DeepSeek-V3's and V2's ways, ties, negative biased scores, sizes that are no powers of two."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from dsv3export.plugins.kernels.plugin import Attribute, TensorType
@@ -38,7 +38,45 @@ class PluginUse:
         return f"{self.plugin}-{self.inputs[0][0]}-{'x'.join(str(size) for size in self.inputs[0][1])}"
 
 
+def fp8(*shape: int) -> list[tuple[str, Shape]]:
+    *lead, rows, inner = shape
+    return [("F8_E4M3", shape), ("F32", (*lead, -(-rows // 128), -(-inner // 128)))]
+
+
+def packed(bits: int, zero: bool, *shape: int) -> list[tuple[str, Shape]]:
+    """Of groups of 32; the bytes under TensorRT's type for them."""
+    *lead, inner = shape
+    groups = -(-inner // 32)
+    zeros: list[tuple[str, Shape]] = [("I8", (*lead, -(-groups * bits // 8)))]
+    return [("I8", (*lead, groups * 32 * bits // 8)), ("F32", (*lead, groups)), *(zeros if zero else [])]
+
+
+def integers(bits: int, activations: str = "none") -> dict[str, Attribute]:
+    return {"bits": bits, "group": 32, "activations": activations}
+
+
 _BATCHES = ({"B": 2, "S": 3}, {"B": 1, "S": 1}, {"B": 8, "S": 129})
+
+_TOKENS = (
+    {"T": 5, "slots": 15, "rows": 240, "blocks": 15},
+    {"T": 1, "slots": 3, "rows": 48, "blocks": 3},
+    {"T": 129, "slots": 387, "rows": 640, "blocks": 40},
+)
+_ORDER: list[tuple[str, Shape]] = [("I32", ("rows",)), ("I32", ("blocks",))]
+
+
+def _expert_uses(
+    suffix: str, bank: Callable[..., list[tuple[str, Shape]]], attributes: Mapping[str, Attribute]
+) -> tuple[PluginUse, PluginUse]:
+    """16 experts of 96 -> 64 -> 96, three a token."""
+    up, down = bank(16, 64, 96), bank(16, 96, 64)
+    first = [("BF16", ("T", 96)), *_ORDER, *up, *up]
+    second = [("BF16", ("slots", 64)), *_ORDER, *down]
+    return (
+        PluginUse(f"MoEGateUp{suffix}", first, _TOKENS, {"k": 3, "block": 16, **attributes}),
+        PluginUse(f"MoEDown{suffix}", second, _TOKENS, {"block": 16, **attributes}),
+    )
+
 
 USES = (
     PluginUse("QuantiseActivations", [("BF16", ("B", "S", 300))], _BATCHES),
@@ -49,5 +87,46 @@ USES = (
         _BATCHES,
         {"dtype": "BF16"},
     ),
-    PluginUse("Fp8WeightGemm", [("F16", ("B", "S", 256)), ("F8_E4M3", (160, 256)), ("F32", (2, 2))], _BATCHES),
+    PluginUse("Fp8WeightGemm", [("F16", ("B", "S", 256)), *fp8(160, 256)], _BATCHES),
+    PluginUse("Fp8WeightGemm", [("F32", ("B", 256)), *fp8(160, 256)], _BATCHES),
+    PluginUse("LinearInt", [("BF16", ("B", "S", 96)), *packed(8, False, 70, 96)], _BATCHES, integers(8)),
+    PluginUse("LinearInt", [("F32", ("B", 96)), *packed(8, False, 70, 96)], _BATCHES, integers(8, "int8")),
+    PluginUse("LinearIntZero", [("BF16", ("B", "S", 96)), *packed(4, True, 70, 96)], _BATCHES, integers(4)),
+    PluginUse(
+        "LatentAppend",
+        [("BF16", ("B", 1, 300, 40)), ("BF16", ("B", "S", 24)), ("BF16", ("B", "S", 16)), ("I64", ("B",))],
+        _BATCHES,
+    ),
+    PluginUse(
+        "MlaSplit",
+        [("BF16", ("B", "S", 4, 24)), ("BF16", ("B", "S", 4, 16)), ("BF16", ("B", 1, 300, 40)), ("I64", ("B",))],
+        _BATCHES,
+        {"scale": 0.1, "parts": 4},
+    ),
+    PluginUse("MlaCombine", [("F32", ("B", "S", 4, 4, 24)), ("F32", ("B", "S", 4, 4))], _BATCHES, {"dtype": "F16"}),
+    PluginUse(
+        "MoERoute",
+        [("F32", ("T", 16)), ("F32", (16,))],
+        _TOKENS,
+        {"k": 3, "n_group": 4, "topk_group": 2, "group_top": 2, "scoring": "sigmoid", "normalize": 1, "scaling": 2.5},
+    ),
+    PluginUse("MoEOrder", [("I32", ("T", 3))], _TOKENS, {"experts": 16, "block": 16}),
+    PluginUse("MoEOrder", [("I64", ("T", 3))], _TOKENS, {"experts": 16, "block": 64}),
+    *_expert_uses("", lambda *shape: [("BF16", shape)], {}),
+    *_expert_uses("Fp8", fp8, {}),
+    *_expert_uses("Int", lambda *shape: packed(8, False, *shape), integers(8)),
+    *_expert_uses("IntZero", lambda *shape: packed(4, True, *shape), integers(4)),
+    PluginUse(
+        "MoEGateUpFp8Rounded",
+        [("F8_E4M3", ("T", 96)), ("F32", ("T", 1)), *_ORDER, *fp8(16, 64, 96), *fp8(16, 64, 96)],
+        _TOKENS,
+        {"k": 3, "block": 16, "dtype": "BF16"},
+    ),
+    PluginUse(
+        "MoEDownFp8Rounded",
+        [("F8_E4M3", ("slots", 64)), ("F32", ("slots", 1)), *_ORDER, *fp8(16, 96, 64)],
+        _TOKENS,
+        {"block": 16, "dtype": "BF16"},
+    ),
+    PluginUse("MoECombine", [("BF16", ("slots", 96)), ("F32", ("T", 3))], _TOKENS),
 )
