@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3export.compare.align import ROUTER_IDS, ROUTER_LOGITS, is_compared, token_rows
 from dsv3export.compare.caches import CacheDiff, CacheErrors
 from dsv3export.compare.causes import ErrorSplit
 from dsv3export.compare.difference import Coordinate, Difference, Summary
@@ -24,7 +25,6 @@ from dsv3export.errors import RequestError
 from dsv3export.progress import NoProgress, Progress
 
 Array = NDArray[Any]
-_IDS, _WEIGHTS, _LOGITS = "mlp.gate.ids", "mlp.gate.weights", "mlp.gate.linear"
 
 
 @dataclass(frozen=True)
@@ -219,14 +219,14 @@ class _StageDiff:
         self._cache.add(prompt, expected, propagated, injected)
         counted = None  # what is computed before the choice does not depend on it
         for name in self._order:
-            if name.endswith(_IDS):
+            if name.endswith(ROUTER_IDS):
                 counted = kept
                 continue
             mine, theirs = expected[name], injected[name]
             if mine.shape != theirs.shape:
                 self._misshapen.setdefault(name, (prompt, mine.shape, theirs.shape))
                 continue
-            rows = [_rows(name, values, tokens) for values in (expected, propagated, injected)]
+            rows = [token_rows(name, values, tokens) for values in (expected, propagated, injected)]
             self._modes[name]["propagated"].add(prompt, rows[0], rows[1])
             self._modes[name]["injected"].add(prompt, rows[0], rows[2], counted)
 
@@ -245,7 +245,7 @@ class _StageDiff:
     def routers(self) -> Iterable[RouterDiff]:
         if self._routed:
             propagated, injected = (self._routing[mode].summary() for mode in ("propagated", "injected"))
-            yield RouterDiff(f"{self._name}.{_IDS}", self._name, propagated, injected)
+            yield RouterDiff(f"{self._name}.{ROUTER_IDS}", self._name, propagated, injected)
 
     def fault(self) -> Fault | None:
         """The first one in the order of the stage's values."""
@@ -254,7 +254,7 @@ class _StageDiff:
             if name in self._misshapen:
                 prompt, mine, theirs = self._misshapen[name]
                 return Fault(name, "shape", 1, 0, prompt, 0, 0, list(mine), list(theirs))
-            if name.endswith(_IDS) and self._unexplained is not None:
+            if name.endswith(ROUTER_IDS) and self._unexplained is not None:
                 flip = self._unexplained
                 return Fault(
                     name, "unexplained router flip", 1, 0, flip.prompt, flip.position, 0,
@@ -266,12 +266,12 @@ class _StageDiff:
 
     def _align(self, expected: Values, got: Values) -> None:
         """By name: what both sides compute, in the order of the first."""
-        self._order = [name for name, value in expected.items() if name in got and _is_compared(name, value)]
+        self._order = [name for name, value in expected.items() if name in got and is_compared(name, value)]
         self._shapes = {name: expected[name].shape for name in self._order}
         self._modes = {
             name: {"propagated": Difference(), "injected": Difference(self._tolerance)}
             for name in self._order
-            if not name.endswith(_IDS)
+            if not name.endswith(ROUTER_IDS)
         }
         self.only[0].extend(name for name in expected if name not in got)
         self.only[1].extend(name for name in got if name not in expected)
@@ -281,7 +281,7 @@ class _StageDiff:
 
         From a flip that its scores explain on, a token goes through other experts, which says nothing about them.
         """
-        names = [f"{self._name}.{part}" for part in (_IDS, _LOGITS)]
+        names = [f"{self._name}.{part}" for part in (ROUTER_IDS, ROUTER_LOGITS)]
         if any(name not in expected or name not in got for name in names):
             return None
         ids, logits = ((expected[name], got[name]) for name in names)
@@ -296,26 +296,6 @@ class _StageDiff:
             if mode == "injected" and not flip.explained:
                 self._unexplained = self._unexplained or flip
         return kept
-
-
-def _rows(name: str, values: Values, tokens: int) -> Array:
-    """A value as [S, numbers of a token]; router weights by expert."""
-    value = _dense_weights(name, values) if name.endswith(_WEIGHTS) else values[name]
-    return value.reshape(tokens, -1)
-
-
-def _is_compared(name: str, value: Array) -> bool:
-    """Numbers of the model, and the choices of its routers; not the arithmetic on shapes and positions."""
-    return name.endswith(_IDS) or (np.issubdtype(value.dtype, np.floating) and value.ndim > 0)
-
-
-def _dense_weights(name: str, values: Values) -> Array:
-    """Router weights [S, k] by expert, [S, E]: the order of a token's experts does not matter."""
-    prefix = name.removesuffix(_WEIGHTS)
-    ids, logits = values[f"{prefix}{_IDS}"], values[f"{prefix}{_LOGITS}"]
-    dense = np.zeros(logits.shape, values[name].dtype)
-    np.put_along_axis(dense, ids, values[name], axis=1)
-    return dense
 
 
 def _numeric_fault(name: str, summary: Summary, tolerance: float) -> Fault:

@@ -90,6 +90,10 @@ class Routing:
         self._flips += flips
         return flips
 
+    def margins(self, logits: Array) -> NDArray[np.float64]:
+        """How far each token's choice was from another one, [S]; `logits` are the router's, [S, E]. See `Flip`."""
+        return np.array([self._margin(scores) for scores in self._scores(logits.astype(np.float64))], np.float64)
+
     def summary(self) -> RoutingSummary:
         return RoutingSummary(self._tokens, self._overlap / self._tokens if self._tokens else 1.0, tuple(self._flips))
 
