@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,29 +121,14 @@ def command(
 
 def read_prompts(path: Path, sides: Sequence[Subject]) -> list[list[int]]:
     """Token ids of each line. Raises UserError."""
-    from dsv3export.errors import RequestError
+    from dsv3export.runtime.prompt_file import read_prompt_file
     from dsv3export.runtime.requests import Limits
-    from dsv3export.runtime.text_file import read_text
 
     config = sides[0].config
     limits = Limits(config.vocab_size, config.max_position_embeddings, "the model's max_position_embeddings")
-    tokenizer = None
-    found = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        if line.lstrip().startswith("["):
-            try:
-                ids = json.loads(line)
-            except ValueError:
-                raise RequestError(f"{path}:{number}", expected="a JSON array of token ids", got=line[:40]) from None
-        else:
-            tokenizer = tokenizer or _tokenizer(sides)
-            ids = tokenizer.encode(line)
-        found.append(list(limits.check_ids(ids)))
-    if not found:
-        raise RequestError(str(path), expected="a prompt in each line", got="none")
-    return found
+    tokenizer = cache(lambda: _tokenizer(sides))
+    found = read_prompt_file(path, limits, lambda text: tokenizer().encode(text))
+    return [prompt.ids for prompt in found]
 
 
 def _tokenizer(sides: Sequence[Subject]) -> Tokenizer:

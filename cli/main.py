@@ -26,6 +26,7 @@ COMMANDS = (
     CommandEntry("eval", "dsv3export.cli.eval", "Say how well an engine predicts a text."),
     CommandEntry("diff", "dsv3export.cli.diff", "Compare two models layer by layer, and name the first fault."),
     CommandEntry("report", "dsv3export.cli.report", "Show what diff wrote as JSON: a page, a picture or a table."),
+    CommandEntry("golden", "dsv3export.cli.golden", "Record what a model computes, and check engines against it."),
     CommandEntry("inspect", "dsv3export.cli.inspect", "Say what a checkpoint, an engine or a config holds."),
     CommandEntry("plan", "dsv3export.cli.plan", "Say what a model takes on a device, and how fast it could be."),
     CommandEntry("graph", "dsv3export.cli.graph", "Print the traced graph of a model, or write it as ONNX."),

@@ -1,0 +1,124 @@
+"""The inside of a model against a golden: each layer's values and routers' choices, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3export.compare.stages import StagedModel
+from dsv3export.golden.digest import digest_errors
+from dsv3export.golden.document import LayerValue
+from dsv3export.golden.file import Golden
+from dsv3export.golden.layers import RouterRows, StageRows, stage_rows
+from dsv3export.golden.results import Measurement, Place
+from dsv3export.progress import Progress
+
+Array = NDArray[Any]
+_RIGHT_SIZE = "other sizes than in the golden"
+
+
+class LayerCheck:
+    """Compares a model that runs layer by layer.
+
+    Attributes:
+        missing: Values of the golden that the model does not show, after `measurements` has ended.
+    """
+
+    def __init__(self, golden: Golden) -> None:
+        self._document, self._arrays = golden.document, golden.arrays
+        self._values = {value.name: value for value in golden.document.values}
+        lengths = [len(prompt.ids) for prompt in golden.document.prompts]
+        ends = np.cumsum(lengths)
+        self._places = [slice(int(end) - length, int(end)) for end, length in zip(ends, lengths, strict=True)]
+        # Tokens that went through other experts: what follows is not the same computation.
+        self._same = [np.ones(length, np.bool_) for length in lengths]
+        self.missing = dict.fromkeys(self._values)
+
+    def measurements(self, model: StagedModel, progress: Progress) -> Iterator[Measurement]:
+        """In the order in which the model computes."""
+        for seen in stage_rows(model, len(self._places), self._document.settings.detail, progress):
+            for name in seen.order:
+                if name not in self._values:
+                    continue
+                self.missing.pop(name, None)
+                if name in seen.rows:
+                    yield from self._value(self._values[name], seen)
+                else:
+                    yield from self._router(self._values[name], seen.prompt, seen.router_rows)
+
+    def _value(self, value: LayerValue, seen: StageRows) -> Iterator[Measurement]:
+        rows, place = seen.rows[value.name], self._places[seen.prompt]
+        if rows.shape != (place.stop - place.start, value.width):
+            yield _misshapen("layers.error", value.name, seen.prompt, (place.stop - place.start, value.width), rows)
+            return
+        kept = {key: self._arrays[f"{value.name}.{key}"][place] for key in ("norm", "projections", "values")
+                if f"{value.name}.{key}" in self._arrays}  # fmt: skip
+        errors = digest_errors(kept, rows, self._document.settings)
+        same = np.flatnonzero(self._same[seen.prompt])
+        if len(same):
+            worst = int(same[errors.error[same].argmax()])
+            where = Place(worst, int(errors.column[worst]), float(errors.expected[worst]), float(errors.got[worst]))
+            largest = float(errors.error[worst])
+            yield Measurement("layers.error", seen.prompt, value.name, largest, largest, where)
+        middle = float(np.median(errors.error))
+        yield Measurement("layers.median", seen.prompt, value.name, middle, middle)
+
+    def _router(self, value: LayerValue, prompt: int, got: RouterRows) -> Iterator[Measurement]:
+        place = self._places[prompt]
+        ids, weights, margin = (self._arrays[f"{value.name}.{key}"][place] for key in ("ids", "weights", "margin"))
+        if got.ids.shape != ids.shape:
+            yield _misshapen("router.margin", value.name, prompt, ids.shape, got.ids)
+            return
+        flipped = (ids != got.ids).any(axis=1)
+        same = ~flipped
+        yield self._margins(value, prompt, (ids, got.ids), (margin, got.margin), flipped)
+        self._same[prompt] &= same
+        if same.any():
+            yield self._weights(value, prompt, (weights, got.weights), ids, np.flatnonzero(same))
+
+    def _margins(
+        self,
+        value: LayerValue,
+        prompt: int,
+        ids: tuple[Array, Array],
+        margins: tuple[Array, Array],
+        flipped: NDArray[np.bool_],
+    ) -> Measurement:
+        crossed = np.where(flipped, margins[0], 0.0)
+        crossed[flipped & np.isnan(margins[1])] = np.inf
+        worst = int(crossed.argmax())
+        moved = np.abs(margins[0] - margins[1])[~flipped & np.isfinite(margins[1])]
+        noise = max(float(crossed[worst]), float(moved.max(initial=0)))
+        where = Place(worst, None, ids[0][worst].tolist(), ids[1][worst].tolist()) if flipped.any() else None
+        return Measurement(
+            "router.margin", prompt, value.name, float(crossed[worst]), noise, where, int(flipped.sum()),
+            f"{int(flipped.sum())} of {len(flipped)} tokens went to other experts",
+        )  # fmt: skip
+
+    def _weights(
+        self,
+        value: LayerValue,
+        prompt: int,
+        weights: tuple[Array, Array],
+        ids: Array,
+        same: NDArray[np.int64],
+    ) -> Measurement:
+        mine, got = (each[same].astype(np.float64) for each in weights)
+        difference = np.abs(got - mine)
+        difference[np.isnan(difference)] = np.inf
+        error = np.sqrt(np.square(difference).sum(axis=1)) / np.sqrt(np.square(mine).sum(axis=1))
+        row = int(error.argmax())
+        column = int(difference[row].argmax())
+        where = Place(
+            int(same[row]), int(ids[same[row], column]), float(mine[row, column]), float(got[row, column])
+        )  # fmt: skip
+        largest = float(error[row])
+        return Measurement("router.weights", prompt, value.name, largest, largest, where)
+
+
+def _misshapen(metric: str, name: str, prompt: int, expected: tuple[int, ...], got: Array) -> Measurement:
+    where = Place(0, None, list(expected), list(got.shape))
+    return Measurement(metric, prompt, name, float("inf"), float("inf"), where, note=_RIGHT_SIZE)

@@ -1,0 +1,109 @@
+"""Next-token distributions as a golden keeps them: the likeliest tokens' logits, and what normalises them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+# The share of all tokens that are not kept is a difference of sums near 1: what it is below this, it is not known.
+_LEAST_REST = 1e-9
+
+
+@dataclass(frozen=True)
+class TopLogits:
+    """Rows of logits.
+
+    Attributes:
+        ids: int32 [n, k], the likeliest token first, of equal ones the lower; None where all tokens are kept.
+        values: float32 [n, k], their logits.
+        total: float32 [n], ln of the sum of exp over the whole vocabulary.
+    """
+
+    ids: Array | None
+    values: Array
+    total: Array
+
+    @property
+    def log_p(self) -> Floats:
+        """[n, k], in nats."""
+        return self.values.astype(np.float64) - self.total.astype(np.float64)[:, None]
+
+    def rows(self, place: slice) -> TopLogits:
+        """Some of the rows."""
+        return TopLogits(None if self.ids is None else self.ids[place], self.values[place], self.total[place])
+
+
+class DistributionErrors(NamedTuple):
+    """Of each row, in nats.
+
+    Attributes:
+        error: Root of the mean squared difference of the kept tokens' log-probabilities.
+        kl: KL(expected || got), the tokens that were not kept counting as one: at most that of all.
+        token: The kept token with the largest difference; `expected` and `got` are its log-probabilities.
+        moved: The largest change of the distance between the likeliest kept token and the second.
+    """
+
+    error: Floats
+    kl: Floats
+    token: NDArray[np.int64]
+    expected: Floats
+    got: Floats
+    moved: Floats
+
+
+def top_logits(logits: Array, top: int) -> TopLogits:
+    """The `top` likeliest of each row of logits [n, V]; all in the order of the vocabulary for 0."""
+    total = log_sum_exp(logits).astype(np.float32)
+    if not top:
+        return TopLogits(None, logits.astype(np.float32), total)
+    # stable, so that equal logits are in the same order on every machine
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+    return TopLogits(order.astype(np.int32), np.take_along_axis(logits, order, axis=1).astype(np.float32), total)
+
+
+def log_sum_exp(logits: Array) -> Floats:
+    """[n], of each row."""
+    wide = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        largest = wide.max(axis=1)
+        total: Floats = largest + np.log(np.exp(wide - largest[:, None]).sum(axis=1))
+    return total
+
+
+def distribution_errors(expected: TopLogits, logits: Array) -> DistributionErrors:
+    """How far logits [n, V] are from the rows that were kept of others."""
+    mine, total = expected.log_p, log_sum_exp(logits)
+    chosen = logits if expected.ids is None else np.take_along_axis(logits, expected.ids.astype(np.int64), axis=1)
+    with np.errstate(invalid="ignore"):
+        got = chosen.astype(np.float64) - total[:, None]
+        difference = np.abs(got - mine)
+        difference[np.isnan(difference)] = np.inf
+        error = np.sqrt(np.square(difference).mean(axis=1))
+        kl = _divergence(mine, got, expected.ids is None)
+    column = difference.argmax(axis=1)
+    row = np.arange(len(mine))
+    token = column if expected.ids is None else expected.ids[row, column].astype(np.int64)
+    return DistributionErrors(error, kl, token, mine[row, column], got[row, column], _moved(mine, got))
+
+
+def _divergence(mine: Floats, got: Floats, complete: bool) -> Floats:
+    kl: Floats = (np.exp(mine) * (mine - got)).sum(axis=1)
+    if not complete:
+        rest, others = (np.maximum(1 - np.exp(each).sum(axis=1), _LEAST_REST) for each in (mine, got))
+        kl += rest * np.log(rest / others)
+    return np.where(np.isnan(kl), np.inf, np.maximum(kl, 0.0))
+
+
+def _moved(mine: Floats, got: Floats) -> Floats:
+    if mine.shape[1] < 2:
+        return np.zeros(len(mine))
+    best, second = np.argsort(-mine, axis=1, kind="stable")[:, :2].T
+    row = np.arange(len(mine))
+    with np.errstate(invalid="ignore"):
+        moved = np.abs((mine[row, best] - mine[row, second]) - (got[row, best] - got[row, second]))
+    return np.where(np.isnan(moved), np.inf, moved)
