@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import click
 
 from dsv3export.cli.command import Command
 from dsv3export.cli.golden.options import checkpoint_recipe, model_options
+from dsv3export.cli.graph import write_atomically
 from dsv3export.cli.options import PathName, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import counted, print_facts, print_table
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "dsv3export golden check tiny.engine model.golden",
+    "dsv3export golden check int4.engine model.golden --junit golden.xml --github",
     "dsv3export golden check int4.engine model.golden --profile int4 --without-layers",
 )
 
@@ -28,6 +31,9 @@ EXAMPLES = (
 @click.argument("golden", type=PathName(path_type=Path))
 @click.option("--profile", metavar="NAME", help="Bounds, e.g. int4.  [default: by the arithmetic of model and golden]")
 @click.option("--without-layers", is_flag=True, help="Leave out what goes on inside: an engine needs no torch then.")
+@click.option("--junit", type=PathName(path_type=Path), metavar="FILE", help="Write JUnit XML for CI servers.")
+@click.option("--json", "json_file", type=PathName(path_type=Path), metavar="FILE", help="Write every figure as JSON.")
+@click.option("--github", is_flag=True, help="Print workflow commands: annotations in GitHub Actions.")
 @model_options
 @quiet_option
 @verbose_option
@@ -36,6 +42,9 @@ def command(
     golden: Path,
     profile: str | None,
     without_layers: bool,
+    junit: Path | None,
+    json_file: Path | None,
+    github: bool,
     precision: str | None,
     calibration: Path | None,
     threads: int | None,
@@ -68,13 +77,33 @@ def command(
             opened, subject if layers else subject.without_stages(), bounds,
             label=str(golden), batching=Batching(batch, chunk), progress=progress,
         )  # fmt: skip
+    if junit is not None:
+        from dsv3export.golden.junit import junit_xml
+
+        write_atomically(junit, junit_xml(result))
+    if json_file is not None:
+        write_atomically(json_file, result_json(result))
     show(result, where)
+    if github:
+        from dsv3export.golden.github import github_annotations
+
+        click.echo(github_annotations(result))
     if not result.passed:
         raise click.exceptions.Exit(1)
 
 
+def result_json(result: CheckResult) -> bytes:
+    """Everything, and the verdict."""
+    from dsv3export.compare.json_form import to_json
+
+    verdict = {"passed": result.passed, "first_failure": to_json(result.first_failure)}
+    return json.dumps(verdict | to_json(result), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
 def show(result: CheckResult, where: str) -> None:
     """Prints a result for people: the verdict, and of each metric the worst case."""
+    from dsv3export.golden.texts import case_text
+
     facts = [
         ("golden", result.golden),
         ("model", result.model),
@@ -96,28 +125,6 @@ def show(result: CheckResult, where: str) -> None:
         print_facts("FAILED", [("cases", count), ("first", case_text(first))])
 
 
-def case_text(case: Case) -> str:
-    """One line: what, how much, where, and both values."""
-    measured = case.measured
-    text = f"{case.name} {measured.value:.3g}, bound {case.bound:.3g}"
-    place = place_text(case)
-    return f"{text}; {place}" if place else text
-
-
-def place_text(case: Case) -> str:
-    """``prompt 2, position 7, index 3: expected 0.5, got 0.7``."""
-    measured, place = case.measured, case.measured.place
-    parts = [] if measured.prompt is None else [f"prompt {measured.prompt}"]
-    if place is not None:
-        parts.append(f"{'step' if measured.metric.startswith('greedy') else 'position'} {place.position}")
-        if place.index is not None:
-            parts.append(f"{'token' if measured.layer is None else 'index'} {place.index}")
-    text = ", ".join(parts)
-    if place is not None:
-        text = f"{text}: expected {_shown(place.expected)}, got {_shown(place.got)}"
-    return f"{text} ({measured.note})" if measured.note else text
-
-
 def _row(case: Case, count: int) -> tuple[str, ...]:
     measured = case.measured
     where = "" if measured.prompt is None else f"prompt {measured.prompt}"
@@ -125,7 +132,3 @@ def _row(case: Case, count: int) -> tuple[str, ...]:
         where = f"{measured.layer}, {where}"
     verdict = "FAILED" if case.failed else "tie" if measured.ties else "ok"
     return measured.metric, f"{measured.value:.2e}", f"{case.bound:.2e}", verdict, where, f"{count:,}"
-
-
-def _shown(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
