@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,6 +77,7 @@ def measured_profiles() -> Iterator[Profile]:
             yield sum(same[1:], same[0]).profile(f"same-{name}")
 
 
+@cache
 def _record(variant: str, precision: str, cache: str) -> Golden:
     """The executor's golden, of the prompts and the text that the tests have."""
     prompts = json.loads((_TEXT.parent / variant / "goldens.json").read_text(encoding="utf-8"))["prompts"]

@@ -65,7 +65,8 @@ def digest_errors(expected: dict[str, Array], rows: Array, settings: Settings) -
 def _norms(rows: Array) -> Floats:
     with np.errstate(over="ignore"):
         squares: Floats = np.square(rows.astype(np.float64)).sum(axis=1)
-    return np.sqrt(squares)
+    norms: Floats = np.sqrt(squares)
+    return norms
 
 
 @lru_cache(maxsize=8)

@@ -181,7 +181,7 @@ class Document:
         for part, count in rows.items():
             kept = self.settings.top or self.identity.vocab_size
             specs[f"{part}.values"] = "F32", (count, kept)
-            specs[f"{part}.total"] = "F32", (count,)
+            specs[f"{part}.total"] = "F64", (count,)
             if self.settings.top:
                 specs[f"{part}.ids"] = "I32", (count, kept)
         for value in self.values:

@@ -24,8 +24,8 @@ def junit_xml(result: CheckResult) -> bytes:
         "errors": "0",
     }
     name = _text(f"golden check {result.model}")
-    root = ElementTree.Element("testsuites", name=name, **counts)
-    suite = ElementTree.SubElement(root, "testsuite", name=name, skipped=str(len(result.skipped)), **counts)
+    root = ElementTree.Element("testsuites", {"name": name, **counts})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": name, "skipped": str(len(result.skipped)), **counts})
     properties = ElementTree.SubElement(suite, "properties")
     for key, value in (("golden", result.golden), ("model", result.model), ("profile", result.profile)):
         ElementTree.SubElement(properties, "property", name=key, value=_text(value))

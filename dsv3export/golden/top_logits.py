@@ -21,7 +21,7 @@ class TopLogits:
     Attributes:
         ids: int32 [n, k], the likeliest token first, of equal ones the lower; None where all tokens are kept.
         values: float32 [n, k], their logits.
-        total: float32 [n], ln of the sum of exp over the whole vocabulary.
+        total: float64 [n], ln of the sum of exp over the whole vocabulary.
     """
 
     ids: Array | None
@@ -31,7 +31,7 @@ class TopLogits:
     @property
     def log_p(self) -> Floats:
         """[n, k], in nats."""
-        return self.values.astype(np.float64) - self.total.astype(np.float64)[:, None]
+        return self.values.astype(np.float64) - self.total[:, None]
 
     def rows(self, place: slice) -> TopLogits:
         """Some of the rows."""
@@ -58,7 +58,7 @@ class DistributionErrors(NamedTuple):
 
 def top_logits(logits: Array, top: int) -> TopLogits:
     """The `top` likeliest of each row of logits [n, V]; all in the order of the vocabulary for 0."""
-    total = log_sum_exp(logits).astype(np.float32)
+    total = log_sum_exp(logits)
     if not top:
         return TopLogits(None, logits.astype(np.float32), total)
     # stable, so that equal logits are in the same order on every machine
