@@ -4,7 +4,7 @@
 
 For each arithmetic, engines of both trained checkpoints are held against two goldens: the executor's in float32, and
 the executor's in that arithmetic (profiles `same-...`). They run with one and two threads, alone and in batches,
-prompts whole and in chunks. A bound is the largest figure of all runs times 4.
+prompts whole and in chunks. A bound is the largest figure of all runs times 4, of a divergence times 16.
 """
 
 from __future__ import annotations

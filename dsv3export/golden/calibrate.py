@@ -2,8 +2,8 @@
 
 A right program computes the same numbers in another order when it has other threads, other sequences beside it or
 other chunks of a prompt; and an engine of another precision computes other numbers, by an amount that is its quality.
-Both are measured by the metrics that `check` uses, over all prompts, layers and runs, and a bound is the largest times
-a margin.
+Both are measured by the metrics that `check` uses, over all prompts, layers and runs. A bound is the largest times a
+margin; of a divergence, which grows with the square of the error, times the margin's square.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class Bound:
     """How far a right engine may be from the golden by one metric, and the noise that says so.
 
     Attributes:
-        bound: `margin` of the profile times `largest`, rounded up to two digits.
+        bound: `largest` times the profile's margin, of a divergence times its square, rounded up to two digits.
         values: How many were seen of right programs; `median`, `p99` and `largest` are theirs.
     """
 

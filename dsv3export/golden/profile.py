@@ -83,9 +83,14 @@ def make_profile(name: str, noise: Iterable[tuple[str, float]], runs: Sequence[s
 def _bound(metric: str, values: list[float], margin: float) -> Bound:
     largest = values[-1]
     return Bound(
-        metric, rounded_up(max(margin * largest, _STORED)), len(values), _quantile(values, 0.5),
+        metric, rounded_up(max(margin ** _power(metric) * largest, _STORED)), len(values), _quantile(values, 0.5),
         _quantile(values, 0.99), largest,
     )  # fmt: skip
+
+
+def _power(metric: str) -> int:
+    """How a metric grows with the error: a divergence with its square."""
+    return 2 if metric.partition(".")[2].startswith("kl") else 1
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
@@ -97,19 +102,21 @@ def rounded_up(value: float) -> float:
     if not 0 < value < math.inf:
         return value
     exponent = math.floor(math.log10(value)) - 1
-    return float(f"{math.ceil(value / 10.0**exponent)}e{exponent}")
+    return float(f"{math.ceil(round(value / 10.0**exponent, 9))}e{exponent}")
 
 
 def _sum(name: str, parts: Sequence[Profile]) -> Profile:
-    metrics = [bound.metric for bound in parts[0].bounds if all(part.bound(bound.metric) is not None for part in parts)]
-    bounds = []
-    for metric in metrics:
-        each = [next(bound for bound in part.bounds if bound.metric == metric) for part in parts]
-        bounds.append(
-            Bound(
-                metric, rounded_up(sum(bound.bound for bound in each)), min(bound.values for bound in each),
-                sum(bound.median for bound in each), sum(bound.p99 for bound in each),
-                sum(bound.largest for bound in each),
-            )
-        )  # fmt: skip
+    by_metric: dict[str, list[Bound]] = {}
+    for bound in (bound for part in parts for bound in part.bounds):
+        by_metric.setdefault(bound.metric, []).append(bound)
+    bounds = [_sum_of_bounds(metric, each) for metric, each in by_metric.items() if len(each) == len(parts)]
     return Profile(name, parts[0].margin, tuple(run for part in parts for run in part.runs), tuple(bounds))
+
+
+def _sum_of_bounds(metric: str, bounds: Sequence[Bound]) -> Bound:
+    power = _power(metric)
+    added = [
+        sum(value ** (1 / power) for value in values) ** power
+        for values in zip(*((each.bound, each.median, each.p99, each.largest) for each in bounds), strict=True)
+    ]
+    return Bound(metric, rounded_up(added[0]), min(each.values for each in bounds), *added[1:])

@@ -12,11 +12,12 @@ from dsv3export.golden.results import EXACT, METRICS
 NAMES = {"fp32", "bf16", "fp8", "int8", "int4", "cache-bf16", "cache-f16", "cache-fp8"}
 
 
-def test_a_bound_is_the_largest_noise_times_the_margin() -> None:
-    profile = make_profile("mine", [("logits.kl", value / 1000) for value in range(1, 101)], ["a run"], 4)
+@pytest.mark.parametrize(("metric", "factor"), [("logits.error", 4), ("layers.error", 4), ("logits.kl_mean", 16)])
+def test_a_bound_is_the_largest_noise_times_the_margin(metric: str, factor: int) -> None:
+    profile = make_profile("mine", [(metric, value / 1000) for value in range(1, 101)], ["a run"], 4)
     (bound,) = profile.bounds
-    assert (bound.bound, bound.largest, bound.p99, bound.median, bound.values) == (0.4, 0.1, 0.099, 0.05, 100)
-    assert profile.bound("logits.kl") == 0.4
+    assert (bound.largest, bound.p99, bound.median, bound.values) == (0.1, 0.099, 0.05, 100)
+    assert profile.bound(metric) == bound.bound == factor / 10
     assert profile.bound("text.nll") is None
 
 
@@ -24,7 +25,9 @@ def test_no_noise_leaves_the_last_places_of_float32() -> None:
     assert make_profile("mine", [("logits.kl", 0.0)], ["a run"], 4).bound("logits.kl") == pytest.approx(2**-20, rel=0.1)
 
 
-@pytest.mark.parametrize(("value", "rounded"), [(0.1234, 0.13), (5.0, 5.0), (991.0, 1000.0), (1.1e-9, 1.1e-9), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(0.1234, 0.13), (5.0, 5.0), (991.0, 1000.0), (1.1e-9, 1.1e-9), (0.0, 0.0)]
+)
 def test_rounding_is_upwards(value: float, rounded: float) -> None:
     assert rounded_up(value) == pytest.approx(rounded, rel=1e-12)
 
@@ -57,7 +60,9 @@ def test_a_cache_format_adds_its_error(prefix: str) -> None:
     parts = [find_profile(f"{prefix}{part}", ())[0] for part in ("int4", "cache-fp8")]
     for bound in profile.bounds:
         each = [part.bound(bound.metric) for part in parts]
-        assert bound.bound == pytest.approx(sum(filter(None, each)), rel=0.1)
+        power = 2 if "kl" in bound.metric else 1
+        roots = [value ** (1 / power) for value in each if value]
+        assert bound.bound == pytest.approx(sum(roots) ** power, rel=0.1)
 
 
 def test_a_golden_s_own_profile_goes_before() -> None:
