@@ -17,7 +17,7 @@ from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import Manifest
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
-from dsv3export.errors import RequestError, TokenizerError
+from dsv3export.errors import BackendError, RequestError, TokenizerError
 from dsv3export.golden.document import Identity
 from dsv3export.golden.model import GoldenModel, Opener
 from dsv3export.golden.profile import arithmetic
@@ -78,9 +78,14 @@ def _engine(
 
 def _engine_stages(path: Path, threads: int | None) -> Opener:
     def opened(prompts: Sequence[Sequence[int]]) -> StagedModel:
-        # torch and onnx come with this import.
-        from dsv3export.graphs.capture import EngineStages
-
+        try:
+            # torch and onnx come with this import.
+            from dsv3export.graphs.capture import EngineStages
+        except ModuleNotFoundError as missing:
+            raise BackendError(
+                f"the Python package {missing.name!r} is not installed, which looking into an engine takes",
+                fix="Install dsv3export[build], or leave the layers out (--without-layers, --digest none).",
+            ) from missing
         return EngineStages(EngineFiles.open(path), prompts, threads)
 
     return opened

@@ -107,8 +107,9 @@ class _Prompt:
         yield self._measured("logits.kl", logits.kl, logits.kl_place)
         yield self._measured("logits.kl_mean", logits.kl_sum / logits.rows)
         if tokens:
-            change = (self.nll - self._prompt.nll) / tokens
-            change = abs(change) if np.isfinite(change) else float("inf")
+            # an unlikely prompt costs more, and its cost is known less well
+            change = abs(self.nll - self._prompt.nll) / max(self._prompt.nll, tokens)
+            change = change if np.isfinite(change) else float("inf")
             yield self._measured("prompt.nll", change, Place(tokens, None, self._prompt.nll, self.nll))
         yield Measurement(
             "greedy.margin", self.number, None, self.margin, max(self.margin, self.moved), self.margin_place,

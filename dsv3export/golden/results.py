@@ -16,7 +16,7 @@ METRICS = {
     "logits.error": "largest error of a position's log-probabilities (root mean square), nats",
     "logits.kl": "largest KL divergence of a position, nats",
     "logits.kl_mean": "mean KL divergence of the positions, nats",
-    "prompt.nll": "change of the prompt's cost per token, nats",
+    "prompt.nll": "change of the prompt's cost, relative to it or to a nat per token",
     "greedy.margin": "largest log-probability gap across which a step of the continuation chose another token, nats",
     "greedy.error": "as logits.error, of the steps of the continuation, nats",
     "greedy.kl": "as logits.kl, of the steps of the continuation, nats",

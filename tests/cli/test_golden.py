@@ -145,7 +145,7 @@ def test_outputs_need_no_package_of_the_build(recorded: Path, tiny_engine: Path,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "onnx" in done.stderr
+    assert "--without-layers" in done.stderr
 
 
 def test_equal_runs_give_equal_bytes(tiny_bf16: Path, recorded: Path, prompts: Path, tmp_path: Path) -> None:
@@ -190,8 +190,10 @@ def test_a_tie_is_no_fault(tiny_engine: Path, prompts: Path, tmp_path: Path) -> 
     run_here("golden", "record", tiny_engine, "--prompts", prompts, "-o", path, "--digest", "none", "-q")
     golden = Golden.read(path)
     values = golden.arrays["greedy.values"]
-    row = int(np.argmin(values[:, 0] - values[:, 1]))
-    prompt, step = divmod(row, golden.document.settings.new_tokens)
+    # A last step: what follows another token would be another computation.
+    steps = golden.document.settings.new_tokens
+    prompt, step = int(np.argmin((values[:, 0] - values[:, 1])[steps - 1 :: steps])), steps - 1
+    row = prompt * steps + step
     margin = float(values[row, 0] - values[row, 1])
     other = int(golden.arrays["greedy.ids"][row, 1])
     changed = list(golden.document.prompts)
