@@ -138,11 +138,6 @@ class Engine:
         return RequestMaker(self.limits, self.tokenizer, self.eos_ids, f"engine {self._files.path}")
 
     @cached_property
-    def requests(self) -> RequestMaker:
-        """Makes checked requests for this engine. Raises TokenizerError for a damaged tokenizer."""
-        return RequestMaker(self.limits, self.tokenizer, self.eos_ids, f"engine {self._files.path}")
-
-    @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The engine's tokenizer; None if it was built from a checkpoint without one. Raises TokenizerError."""
         carried = f"{TOKENIZER_FOLDER}/tokenizer.json" in self._files.manifest.files
