@@ -74,4 +74,5 @@ def _signs(seed: int, width: int, count: int) -> Floats:
     """[width, count] of -1 and 1, from the bits of SHAKE-256: the same for every program that reads a golden."""
     stream = hashlib.shake_256(f"dsv3export golden {seed} {width} {count}".encode()).digest(-(-width * count // 8))
     bits = np.unpackbits(np.frombuffer(stream, np.uint8), count=width * count)
-    return bits.reshape(width, count) * 2.0 - 1.0
+    signs: Floats = bits.reshape(width, count).astype(np.float64) * 2 - 1
+    return signs
