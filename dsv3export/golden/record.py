@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3export import __version__
-from dsv3export.errors import EngineError, InternalError
+from dsv3export.errors import EngineError, InternalError, RequestError
 from dsv3export.evaluate import evaluate
 from dsv3export.golden.check_outputs import prompt_cost
 from dsv3export.golden.document import FORMAT, VERSION, Document, LayerValue, Prompt, Settings, Text
@@ -43,8 +43,12 @@ def record_golden(
 
     Raises:
         EngineError: The model computes something that is no number.
+        RequestError: More tokens are to be kept than there are.
         UserError: As `evaluate` and the model's own.
     """
+    if settings.top > model.identity.vocab_size:
+        most = model.identity.vocab_size
+        raise RequestError("top tokens to record", expected=f"at most the vocabulary, {most}", got=str(settings.top))
     progress = progress or NoProgress()
     ids = [prompt.ids for prompt in prompts]
     outputs = _record_outputs(model, ids, settings, batching, progress)
