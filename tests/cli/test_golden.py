@@ -17,7 +17,8 @@ import pytest
 from dsv3export.golden import Golden
 from dsv3export.golden.profile import find_profile
 from dsv3export.graphs.build import build_engine
-from tests.support.altered import edit_json, edit_tensor, linked_copy
+from tests.golden.goldens import small_golden
+from tests.support.altered import edit_tensor, linked_copy
 from tests.support.command_line import assert_refused, run_here
 
 PROMPTS = """And it came to pass in the morning, that the king of the city sent for
@@ -255,8 +256,8 @@ def test_bad_recordings(
 def test_bad_checks(recorded: Path, tiny_engine: Path, tiny_fp8: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.golden"
     damaged.write_bytes(recorded.read_bytes()[:-1])
-    altered = linked_copy(tiny_fp8, tmp_path / "other")
-    edit_json(altered / "config.json", lambda config: config.update(num_hidden_layers=3, num_nextn_predict_layers=0))
+    foreign = tmp_path / "foreign.golden"
+    foreign.write_bytes(small_golden().to_bytes())
     for arguments, says in (
         ((tiny_engine, tmp_path / "none.golden"), ("none.golden",)),
         ((tiny_engine, damaged), ("damaged.golden",)),
@@ -265,6 +266,7 @@ def test_bad_checks(recorded: Path, tiny_engine: Path, tiny_fp8: Path, tmp_path:
         (("deepseek-v3", recorded), ("deepseek-v3", "no weights")),
         ((tmp_path / "nothing", recorded), ("nothing",)),
         ((tiny_engine, recorded, "--batch", "0"), ("--batch",)),
-        ((altered, recorded), ("4 layers", "3 layers")),
+        ((tiny_engine, foreign, "--profile", "int4"), ("2 layers, hidden size 16", "4 layers, hidden size 256")),
+        ((tiny_engine, foreign), ("profile", "int4", "fp32")),
     ):
         assert_refused(run_here("golden", "check", *arguments, "-q"), says, tmp_path)
