@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dsv3export.errors import BackendError
 from dsv3export.graphs.conformance.check import OpBackend
+from dsv3export.runtime.tensorrt_module import FLAVOURS
 
 
 def open_backend(name: str) -> OpBackend:
@@ -12,4 +13,8 @@ def open_backend(name: str) -> OpBackend:
         from dsv3export.graphs.conformance.onnxruntime_ops import OnnxRuntimeOps
 
         return OnnxRuntimeOps()
-    raise BackendError(f"backend {name}", expected="onnxruntime, whose ops can be tried", got=name)
+    if name in FLAVOURS:
+        from dsv3export.graphs.conformance.tensorrt_ops import TensorRTOps
+
+        return TensorRTOps(name)
+    raise BackendError(f"backend {name!r}", expected=f"one of onnxruntime, {', '.join(FLAVOURS)}")

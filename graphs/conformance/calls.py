@@ -24,7 +24,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 # What a call brings; every other input of an op is a weight.
 RUN_TIME = frozenset({"x", "ids", "weights", "logits", "q_nope", "q_pe", "cache", "side", "kv_c", "k_pe", "start"})
 # float32 numbers of a size that no right program can overlook, in the rows of a cache that no query may see.
-_UNSEEN = 100.0
+_UNSEEN = 10.0
 CAPACITY = 32
 GROUP = 128
 _STARTS: Mapping[Phase, tuple[int, ...]] = {"decode": (9, 0, 20), "prefill": (0, 7)}
@@ -73,9 +73,16 @@ class OpCall:
     def run_time(self) -> dict[str, Array]:
         return {name: array for name, array in self.inputs.items() if name in RUN_TIME}
 
+    @property
+    def written(self) -> NDArray[np.bool_]:
+        """Which rows of a cache the step writes, [B, T]."""
+        start, rows = np.array(_STARTS[self.phase])[:, None], np.arange(CAPACITY)
+        written: NDArray[np.bool_] = (rows >= start) & (rows < start + _NEW[self.phase])
+        return written
+
     def graph_shape(self, port: Port) -> list[int | str]:
         """A port's dimensions in a graph, where those that change from step to step go by name."""
-        names = {"B": "B", "S": "S", "L": "L", "T": "B*S" if _counts_tokens(self.op) else "T"}
+        names = {"B": "B", "S": "S", "L": "L", "T": "R" if _counts_tokens(self.op) else "T"}
         constant = {} if port.name in RUN_TIME or port in self.op.outputs else self.sizes
         return [constant.get(dim) or names.get(dim) or self.sizes[dim] for dim in port_dims(port)]
 
@@ -88,14 +95,16 @@ def port_dims(port: Port) -> tuple[str, ...]:
     return ("B", "S", *port.dims[1:]) if port.dims[0] == "..." else port.dims
 
 
-def calls(int_activations: Literal["none", "int8"]) -> Iterator[OpCall]:
+def calls(int_activations: Literal["none", "int8"], typed_caches: bool = False) -> Iterator[OpCall]:
     """Every row.
 
     Args:
         int_activations: How a backend multiplies with integer weights.
+        typed_caches: Whether its LatentAppend takes 16-bit caches by itself: then LatentAppendHalf is not its own op.
     """
     for precision, names in _OPS.items():
-        for name in names:
+        for row in names:
+            name = "LatentAppend" if typed_caches and row == "LatentAppendHalf" else row
             for phase in PHASES:
                 op, sizes = OPS[name], _sizes(OPS[name], precision, phase)
                 attributes = _attributes(name, precision, int_activations)

@@ -32,12 +32,16 @@ class OpBackend(Protocol):
     Attributes:
         name, version: Of the backend.
         int_activations: How it multiplies with integer weights.
+        typed_caches: Whether its LatentAppend takes 16-bit caches by itself.
+        with_step: Whether its kinds take the argument that tells the step's shape.
         why_not_run: Why nothing can be run on this machine; empty where it can.
     """
 
     name: str
     version: str
     int_activations: Literal["none", "int8"]
+    typed_caches: bool
+    with_step: bool
     why_not_run: str
 
     def refusal(self, call: OpCall) -> str:
@@ -95,7 +99,7 @@ def check_backend(backend: OpBackend, progress: Progress | None = None) -> Repor
     progress = progress or NoProgress()
     progress.start(f"conformance of {backend.name}", call_count(), "ops")
     rows = []
-    for call in calls(backend.int_activations):
+    for call in calls(backend.int_activations, backend.typed_caches):
         rows.append(_verdict(backend, call))
         progress.advance(1)
     progress.finish()
@@ -106,7 +110,7 @@ def _verdict(backend: OpBackend, call: OpCall) -> Verdict:
     names = call.op.name, call.precision, call.phase
     if refusal := backend.refusal(call):
         return Verdict(*names, "refused", why=refusal)
-    graph = one_op_graph(call)
+    graph = one_op_graph(call, backend.with_step)
     want = expected(call, graph)
     tolerance = TOLERANCES[backend.computes_in(call)]
     try:
@@ -119,7 +123,7 @@ def _verdict(backend: OpBackend, call: OpCall) -> Verdict:
             got = built.run()
     except BackendError as refused:
         return Verdict(*names, "fail", tolerance=tolerance, why=str(refused))
-    found = error(want, got)
+    found = error(call, want, got)
     verdict: Result = "pass" if found <= tolerance else "fail"
     why = "" if verdict == "pass" else f"off by {found:.2g}, allowed is {tolerance:.2g}"
     return Verdict(*names, verdict, found, tolerance, building[0], running[0], why)

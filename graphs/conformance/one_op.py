@@ -21,11 +21,14 @@ KIND = "one_op"
 STEP_ARGUMENT = "cos"
 
 
-def one_op_graph(call: OpCall) -> GraphWithWeights:
-    """The call as a model: run-time inputs, `cos` [B, S, 1], then the weights; outputs by the op's names."""
+def one_op_graph(call: OpCall, with_step: bool = True) -> GraphWithWeights:
+    """The call as a model: run-time inputs, `cos` [B, S, 1] if `with_step`, then the weights.
+
+    The outputs have the op's names.
+    """
     formals = {port.name: _input(call, port) for port in call.op.inputs if port.name in call.inputs}
     step = ir.Value(name=STEP_ARGUMENT, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["B", "S", 1]))
-    arguments = [*(formals[name] for name in call.run_time), step]
+    arguments = [*(formals[name] for name in call.run_time), *([step] if with_step else [])]
     weights = [mark_weight(formals[name]) for name in call.weights]
     results = [_output(call, port, formals) for port in call.op.outputs]
     attributes = {name: value for name, value in call.attributes.items() if value is not None}

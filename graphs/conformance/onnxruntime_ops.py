@@ -27,6 +27,7 @@ class OnnxRuntimeOps:
     name = "onnxruntime"
     version = str(ort.__version__)
     int_activations: Literal["none", "int8"] = "int8"
+    typed_caches, with_step = False, True
     why_not_run = ""
 
     def refusal(self, call: OpCall) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dsv3export.compare.difference import Difference
 from dsv3export.graphs.conformance.calls import Array, OpCall
@@ -31,16 +32,26 @@ def run_time_inputs(call: OpCall) -> dict[str, Array]:
     return {**call.run_time, STEP_ARGUMENT: np.zeros((*call.step, 1), np.float32)}
 
 
-def error(want: Mapping[str, Array], got: Mapping[str, Array]) -> float:
-    """The largest relative error of a token's row over all outputs; infinite where a shape or an expert differs."""
-    return max(_row_error(want[name], got[name]) for name in want)
+def error(call: OpCall, want: Mapping[str, Array], got: Mapping[str, Array]) -> float:
+    """The largest relative error of a token's row over all outputs; infinite where a shape or an expert differs.
+
+    Of a cache the rows that the step writes are looked at apart from those that it must leave alone.
+    """
+    caches = dict(call.op.aliases)
+    return max(_error(want[name], got[name], call.written if name in caches else None) for name in want)
 
 
-def _row_error(want: Array, got: Array) -> float:
+def _error(want: Array, got: Array, written: NDArray[np.bool_] | None) -> float:
     if want.shape != got.shape:
         return np.inf
     if np.issubdtype(want.dtype, np.integer):
         return 0.0 if np.array_equal(want, got) else np.inf
+    if written is None:
+        return _row_error(want, got)
+    return max(_row_error(want[rows], got[rows]) for rows in (written, ~written))
+
+
+def _row_error(want: Array, got: Array) -> float:
     difference = Difference()
     difference.add(0, _rows(want), _rows(got))
     return difference.summary().worst_row

@@ -38,7 +38,7 @@ def test_the_reference_is_the_float64_definition(call: OpCall) -> None:
     defined = Case(call.op.name, str(call), call.inputs, call.attributes).expected()
     want = dict(zip((port.name for port in call.op.outputs), defined, strict=True))
     got = expected(call, one_op_graph(call))
-    assert error(want, got) < 2e-6
+    assert error(call, want, got) < 2e-6
 
 
 def test_onnxruntime_is_right_at_every_row(onnxruntime_report: Report) -> None:
@@ -87,6 +87,7 @@ class Replayed:
     """A backend that answers with altered outputs of the executor."""
 
     name, version, int_activations = "replayed", "1", "none"
+    typed_caches, with_step = False, True
 
     def __init__(self, alter: Callable[[dict[str, Any]], None], why_not_run: str = "", refused: str = "") -> None:
         self.alter, self.why_not_run, self.refused = alter, why_not_run, refused

@@ -58,48 +58,56 @@ class KindContext:
             raise BackendError(f"TensorRT failed in {self._what}: {what}", got=self._log.reason())
 
 
-class ProgramEngines:
-    """All engines of a program, loaded.
+class EngineLoader:
+    """Loads engines of a flavour on a device, and makes contexts of them.
 
     Args:
         trt: The flavour's module.
-        cache: Where TensorRT-RTX keeps the kernels that it compiles for this device.
-
-    Raises:
-        BackendError: This TensorRT or this device does not run them.
-        EngineError: They are damaged, or have other tensors than the program says.
+        rtx: Whether it is TensorRT-RTX, which compiles kernels when an engine runs.
+        kernels: Where it keeps them.
     """
 
-    def __init__(self, files: EngineFiles, program: Program, trt: Any, device: Device, cache: KernelCache) -> None:
-        self._program, self._trt, self._cache = program, trt, cache
-        self._where = f"engine {files.path}"
+    def __init__(self, trt: Any, rtx: bool, kernels: KernelCache) -> None:
+        self._trt, self._rtx, self._kernels = trt, rtx, kernels
         self._log = make_log(trt)
-        check_version(self._where, program, str(trt.__version__))
-        check_device(self._where, program, device)
         self._runtime = trt.Runtime(self._log)
-        self._engines = {(name, phase): self._load(files, name, phase) for name in program.kinds for phase in PHASES}
-
-    @property
-    def scratch_bytes(self) -> int:
-        """What one call needs at most beside its tensors; calls run one after the other and share it."""
-        return max(int(engine.device_memory_size_v2) for engine in self._engines.values())
 
     @without_collector()
-    def contexts(self, phase: Phase, scratch: DeviceBuffer) -> dict[str, KindContext]:
-        """A new execution context for each kind, all of them with `scratch`, which has to outlive them."""
-        return {name: self._context(name, phase, scratch) for name in self._program.kinds}
+    def load(self, data: bytes, kind: Kind, what: str) -> Any:
+        """An `ICudaEngine`.
 
-    @without_collector()
-    def _load(self, files: EngineFiles, name: str, phase: Phase) -> Any:
-        kind = self._program.kinds[name]
-        graph = kind.engines[phase]
-        data, what = files.graph(graph), f"{self._where}: {graph}"
+        Raises:
+            BackendError: This TensorRT or this device does not run it.
+            EngineError: It has other tensors than its kind.
+        """
         self._check_validity(data, what)
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise BackendError(f"{what}: TensorRT refuses it", got=self._log.reason(), fix=REBUILD)
         self._check_tensors(engine, kind, what)
         return engine
+
+    @without_collector()
+    def context(self, engine: Any, kind: Kind, phase: Phase, scratch: DeviceBuffer, what: str) -> KindContext:
+        """A new execution context with `scratch`, of the engine's `device_memory_size_v2` at least, for memory.
+
+        Raises BackendError.
+        """
+        own_memory = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._rtx:
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(own_memory)
+            # A graph of a decode step is captured once per length: kernels for its sizes must be there by then.
+            kinds = self._trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if phase == "decode" else kinds.LAZY
+            self._kernels.attach(config)
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context(own_memory)
+        if context is None:
+            raise BackendError(f"{what}: no execution context", got=self._log.reason())
+        context.set_device_memory(scratch.address, scratch.nbytes)
+        return KindContext(context, kind, what, self._log)
 
     def _check_validity(self, data: bytes, what: str) -> None:
         """TensorRT-RTX can say why an engine does not run here."""
@@ -136,24 +144,42 @@ class ProgramEngines:
         on_host = engine.get_tensor_location(name) == self._trt.TensorLocation.HOST
         return f"{engine.get_tensor_dtype(name).name} {shape}{' on the host' if on_host else ''}"
 
-    def _context(self, name: str, phase: Phase, scratch: DeviceBuffer) -> KindContext:
-        engine = self._engines[name, phase]
-        own_memory = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._program.flavour == "tensorrt-rtx":
-            config = engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(own_memory)
-            # A graph of a decode step is captured once per length: kernels for its sizes must be there by then.
-            kinds = self._trt.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if phase == "decode" else kinds.LAZY
-            self._cache.attach(config)
-            context = engine.create_execution_context(config)
-        else:
-            context = engine.create_execution_context(own_memory)
-        what = f"{name}.{phase}"
-        if context is None:
-            raise BackendError(f"{self._where}: {what}: no execution context", got=self._log.reason())
-        context.set_device_memory(scratch.address, scratch.nbytes)
-        return KindContext(context, self._program.kinds[name], what, self._log)
+
+class ProgramEngines:
+    """All engines of a program, loaded.
+
+    Args:
+        trt: The flavour's module.
+        kernels: Where TensorRT-RTX keeps the kernels that it compiles for this device.
+
+    Raises:
+        BackendError: This TensorRT or this device does not run them.
+        EngineError: They are damaged, or have other tensors than the program says.
+    """
+
+    def __init__(self, files: EngineFiles, program: Program, trt: Any, device: Device, kernels: KernelCache) -> None:
+        self._program, self._where = program, f"engine {files.path}"
+        check_version(self._where, program, str(trt.__version__))
+        check_device(self._where, program, device)
+        self._loader = EngineLoader(trt, program.flavour == "tensorrt-rtx", kernels)
+        self._engines = {(name, phase): self._load(files, name, phase) for name in program.kinds for phase in PHASES}
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What one call needs at most beside its tensors; calls run one after the other and share it."""
+        return max(int(engine.device_memory_size_v2) for engine in self._engines.values())
+
+    def contexts(self, phase: Phase, scratch: DeviceBuffer) -> dict[str, KindContext]:
+        """A new execution context for each kind, all of them with `scratch`, which has to outlive them."""
+        return {
+            name: self._loader.context(self._engines[name, phase], kind, phase, scratch, f"{name}.{phase}")
+            for name, kind in self._program.kinds.items()
+        }
+
+    def _load(self, files: EngineFiles, name: str, phase: Phase) -> Any:
+        kind = self._program.kinds[name]
+        graph = kind.engines[phase]
+        return self._loader.load(files.graph(graph), kind, f"{self._where}: {graph}")
 
 
 _FIXES = {
