@@ -15,16 +15,20 @@ PROVIDERS = ("cpu", "cuda", "migraphx", "cann")
 
 COMPILER_PACKAGES = ("torch", "onnx", "onnx_ir")
 
-# What each backend needs, for a precision that this version implements: to run and to build.
-RUN_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("onnxruntime", precision): ("onnxruntime", "tokenizers") for precision in PRECISIONS
+# What each backend needs to run and to build.
+RUN_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime", "tokenizers"),
+    "tensorrt-rtx": ("tensorrt_rtx_bindings", "cuda.bindings", "tokenizers"),
+    "tensorrt": ("tensorrt", "cuda.bindings", "tokenizers"),
 }
 # A build for ONNX Runtime needs no backend, only the compiler; TensorRT builds its engines itself.
-BUILD_PACKAGES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    **{("onnxruntime", precision): COMPILER_PACKAGES for precision in PRECISIONS},
-    **{("tensorrt-rtx", precision): (*COMPILER_PACKAGES, "tensorrt_rtx_bindings") for precision in PRECISIONS},
-    **{("tensorrt", precision): (*COMPILER_PACKAGES, "tensorrt") for precision in PRECISIONS},
+BUILD_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": COMPILER_PACKAGES,
+    "tensorrt-rtx": (*COMPILER_PACKAGES, "tensorrt_rtx_bindings"),
+    "tensorrt": (*COMPILER_PACKAGES, "tensorrt"),
 }
+# What runs, or even builds, where there is an NVIDIA GPU only.
+NEED_A_GPU: Mapping[str, tuple[str, ...]] = {"onnxruntime": (), "tensorrt-rtx": ("run",), "tensorrt": ("build", "run")}
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,22 @@ class Capability:
     why_not: str
 
 
-def capabilities(packages: Mapping[str, PackageState]) -> tuple[Capability, ...]:
-    """Every backend times every precision, judged by `packages` (module name -> state)."""
-    return tuple(_judge(backend, precision, packages) for backend in BACKENDS for precision in PRECISIONS)
+def capabilities(packages: Mapping[str, PackageState], gpu: bool) -> tuple[Capability, ...]:
+    """Every backend times every precision.
+
+    Args:
+        packages: Module name -> state.
+        gpu: Whether there is an NVIDIA GPU.
+    """
+    return tuple(_judge(backend, precision, packages, gpu) for backend in BACKENDS for precision in PRECISIONS)
 
 
-def _judge(backend: str, precision: str, packages: Mapping[str, PackageState]) -> Capability:
-    lacks_to_build = _unusable(BUILD_PACKAGES[backend, precision], packages)
-    if (backend, precision) not in RUN_PACKAGES:
-        lacking = f"build needs {', '.join(lacks_to_build)}; " if lacks_to_build else ""
-        return Capability(backend, precision, not lacks_to_build, False, f"{lacking}run is not implemented")
-    lacks_to_run = _unusable(RUN_PACKAGES[backend, precision], packages)
-    reasons = [
-        f"{verb} needs {', '.join(lacking)}"
-        for verb, lacking in (("build", lacks_to_build), ("run", lacks_to_run))
-        if lacking
-    ]
-    return Capability(backend, precision, not lacks_to_build, not lacks_to_run, "; ".join(reasons))
+def _judge(backend: str, precision: str, packages: Mapping[str, PackageState], gpu: bool) -> Capability:
+    lacks = {"build": _unusable(BUILD_PACKAGES[backend], packages), "run": _unusable(RUN_PACKAGES[backend], packages)}
+    for verb in NEED_A_GPU[backend]:
+        lacks[verb] += [] if gpu else ["an NVIDIA GPU"]
+    reasons = [f"{verb} needs {', '.join(lacking)}" for verb, lacking in lacks.items() if lacking]
+    return Capability(backend, precision, not lacks["build"], not lacks["run"], "; ".join(reasons))
 
 
 def _unusable(modules: tuple[str, ...], packages: Mapping[str, PackageState]) -> list[str]:

@@ -81,7 +81,8 @@ def examine(probe: bool) -> Findings:
     if providers.failure:
         state = packages["onnxruntime"]
         packages["onnxruntime"] = PackageState(state.entry, state.versions, state.problem or providers.failure)
-    return Findings(packages, providers, read_cpu(), read_memory(), read_gpus(), capabilities(packages))
+    gpus = read_gpus()
+    return Findings(packages, providers, read_cpu(), read_memory(), gpus, capabilities(packages, bool(gpus)))
 
 
 def as_data(findings: Findings) -> dict[str, object]:

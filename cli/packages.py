@@ -37,6 +37,7 @@ PACKAGES = (
     PackageEntry("onnx_ir", ("onnx-ir",), "build, graph"),
     PackageEntry("tensorrt_rtx_bindings", ("tensorrt-rtx-cu13-bindings",), "backend tensorrt-rtx"),
     PackageEntry("tensorrt", ("tensorrt",), "backend tensorrt"),
+    PackageEntry("cuda.bindings", ("cuda-bindings",), "run on tensorrt-rtx, tensorrt"),
     PackageEntry("triton", ("triton",), "GPU kernels"),
     PackageEntry("transformers", ("transformers",), "tests only"),
 )

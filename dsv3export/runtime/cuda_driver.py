@@ -63,7 +63,7 @@ class Driver:
 def no_driver(got: str) -> BackendError:
     """What is said where no NVIDIA GPU can be used."""
     return BackendError(
-        "no usable NVIDIA GPU", expected="a driver and a device", got=" ".join(got.split())[:200],
+        "no usable NVIDIA GPU", expected="a driver and a device", got=" ".join(got.split())[:200].rstrip("."),
         fix="Check with nvidia-smi and dsv3export doctor, or build an engine with --backend onnxruntime.",
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from dsv3export.graphs.lower.tensorrt.rows import rows_for
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.plugins import DOMAIN
 from dsv3export.runtime.device import Device, DeviceBuffer, Stream
-from dsv3export.runtime.tensorrt.engines import EngineLoader, KindContext
+from dsv3export.runtime.tensorrt.engines import EngineLoader, KindContext, UnsupportedDeviceError
 from dsv3export.runtime.tensorrt.kernels import KernelCache
 from dsv3export.runtime.tensorrt.values import port_bytes, port_shape
 from dsv3export.runtime.tensorrt_module import FlavourName, load_tensorrt
@@ -79,7 +79,11 @@ class TensorRTOps:
         if self._device is None:
             return _NotRun(self.why_not_run)
         weights = {name: weight_array(expr, call.weights) for name, expr in prepared.weights.items()}
-        return _DeviceOp(self._trt, self.name == "tensorrt-rtx", self._device, built, call, weights)
+        try:
+            return _DeviceOp(self._trt, self.name == "tensorrt-rtx", self._device, built, call, weights)
+        except UnsupportedDeviceError as error:
+            self._device, self.why_not_run = None, str(error)
+            return _NotRun(self.why_not_run)
 
 
 class _NotRun:

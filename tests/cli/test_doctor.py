@@ -105,15 +105,18 @@ def test_providers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_conclusions() -> None:
-    def fp32(found: dict[str, PackageState]) -> tuple[bool, bool, str]:
-        row = next(row for row in capabilities(found) if (row.backend, row.precision) == ("onnxruntime", "fp32"))
+    def fp32(found: dict[str, PackageState], backend: str = "onnxruntime", gpu: bool = False) -> tuple[bool, bool, str]:
+        row = next(row for row in capabilities(found, gpu) if (row.backend, row.precision) == (backend, "fp32"))
         return row.build, row.run, row.why_not
 
     assert fp32(states()) == (True, True, "")
     assert fp32(states(missing=("torch", "onnx"))) == (False, True, "build needs torch, onnx")
     assert fp32(states("onnxruntime")) == (True, False, "run needs onnxruntime")
     assert fp32(states("tokenizers")) == (True, False, "run needs tokenizers")
-    assert not any(row.run for row in capabilities(states()) if row.backend != "onnxruntime")
+    assert fp32(states(), "tensorrt-rtx", gpu=True) == fp32(states(), "tensorrt", gpu=True) == (True, True, "")
+    assert fp32(states(), "tensorrt-rtx") == (True, False, "run needs an NVIDIA GPU")
+    assert fp32(states(), "tensorrt") == (False, False, "build needs an NVIDIA GPU; run needs an NVIDIA GPU")
+    assert fp32(states("cuda.bindings"), "tensorrt-rtx", gpu=True) == (True, False, "run needs cuda.bindings")
 
 
 def test_cpu(tmp_path: Path) -> None:

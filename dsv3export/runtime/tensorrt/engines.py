@@ -22,6 +22,10 @@ TYPES: Mapping[str, str] = {
 }  # fmt: skip
 
 
+class UnsupportedDeviceError(BackendError):
+    """TensorRT-RTX does not run on this kind of device."""
+
+
 class KindContext:
     """An engine of one layer kind, ready to be run at some sizes at a time."""
 
@@ -118,7 +122,8 @@ class EngineLoader:
         if verdict == self._trt.EngineValidity.INVALID:
             kinds = self._trt.EngineInvalidityDiagnostics.__members__
             named = [name for name, member in kinds.items() if int(member.value) & int(reasons)]
-            raise BackendError(
+            error = UnsupportedDeviceError if "UNSUPPORTED_CC" in named else BackendError
+            raise error(
                 f"{what}: TensorRT-RTX does not run it here", got=", ".join(named) or self._log.reason(),
                 fix=_FIXES.get(named[0] if named else "", REBUILD),
             )  # fmt: skip

@@ -27,9 +27,12 @@ pytest.importorskip("tensorrt_rtx_bindings")
 without_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA driver")
 
 
-def emulated_report() -> Report:
+def emulated_report(invalid: str = "") -> Report:
+    """Of an emulated device; `invalid` is why TensorRT-RTX runs no engine on it, if it does not."""
     driver = EmulatedDriver()
     trt = EmulatedTensorRT(Recorder(load_tensorrt("tensorrt-rtx")), driver)
+    if invalid:
+        trt.validity = trt.EngineValidity.INVALID, int(trt.EngineInvalidityDiagnostics.__members__[invalid].value)
     report = check_backend(TensorRTOps("tensorrt-rtx", trt, Device(driver=Driver(driver))))
     assert driver.faults == []
     return report
@@ -78,6 +81,14 @@ def test_a_row_that_tensorrt_refuses_is_a_failure(monkeypatch: pytest.MonkeyPatc
     failed = [row for row in report.rows if row.result == "fail"]
     assert {row.op for row in failed} == {"LinearInt"}
     assert all("expected a network that it can build" in row.why for row in failed)
+
+
+def test_a_gpu_that_tensorrt_rtx_does_not_run_on_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "int4")
+    report = emulated_report("UNSUPPORTED_CC")
+    assert {row.result for row in report.rows} == {"built"}
+    assert "got UNSUPPORTED_CC. TensorRT-RTX runs on RTX GPUs" in report.why_not_run
+    assert {row.result for row in emulated_report("VERSION_MISMATCH").rows} == {"fail"}
 
 
 @without_gpu
