@@ -45,11 +45,12 @@ class Replay:
         self._order = self._evaluation_order()
         self._refuse_reads_of_overwritten_caches()
 
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(self, inputs: Mapping[str, Tensor], inner: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs by name. A cache that is updated is written in place, and comes out as the same tensor.
 
         Args:
             inputs: All inputs. INT4: either int8 of the input's shape, or bytes of two numbers each.
+            inner: Names of further tensors that are wanted.
         """
         values = {index: self._input(index, inputs) for index in self._input_tensors}
         for number in self._order:
@@ -60,7 +61,10 @@ class Replay:
             for position, index in layer.outputs.items():
                 self._check(layer, results[position], self._record.tensors[index])
                 values[index] = results[position]
-        return {self._record.tensors[index].name: values[index] for index in self._output_tensors}
+        known = {self._record.tensors[index].name: value for index, value in values.items()}
+        if missing := [name for name in inner if name not in known]:
+            raise ReplayError(f"there is no tensor {missing[0]!r} that the outputs depend on")
+        return {name: known[name] for name in (*self.outputs, *inner)}
 
     def _facts(self, indices: Sequence[int]) -> dict[str, TensorFact]:
         return {self._record.tensors[index].name: self._record.tensors[index] for index in indices}
