@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.support.replayed_engine import RecordedEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,20 +75,29 @@ def toy_engine_path(tmp_path_factory: pytest.TempPathFactory, tiny_fp8: Path) ->
 
 
 @pytest.fixture(scope="session")
-def rtx_engine(
+def recorded_rtx(
     tiny_fp8: Path, tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Literal["bf16", "fp8"], str], Path]:
-    """``rtx_engine(variant, precision)``: a TensorRT-RTX engine of one checkpoint; built once, not to be altered."""
+) -> Callable[..., RecordedEngine]:
+    """``recorded_rtx(variant, precision, compute=None)``: a TensorRT-RTX engine of one checkpoint, and its record.
+
+    Each is built once, and not to be altered.
+    """
     pytest.importorskip("tensorrt_rtx_bindings")
-    from dsv3export.graphs.build import build_engine
+    from tests.support.replayed_engine import build_recorded
 
     folder = tmp_path_factory.mktemp("rtx")
 
-    def built(variant: Literal["bf16", "fp8"], precision: str) -> Path:
-        out = folder / f"{variant}-{precision}"
-        if not out.exists():
-            checkpoint = tiny_fp8 if variant == "fp8" else tiny_bf16
-            build_engine(checkpoint, out, backend="tensorrt-rtx", precision=precision)
-        return out
+    @cache
+    def built(variant: Literal["bf16", "fp8"], precision: str, compute: str | None = None) -> RecordedEngine:
+        checkpoint = tiny_fp8 if variant == "fp8" else tiny_bf16
+        return build_recorded(
+            checkpoint, folder / f"{variant}-{precision}-{compute}", precision=precision, compute=compute
+        )
 
     return built
+
+
+@pytest.fixture(scope="session")
+def rtx_engine(recorded_rtx: Callable[..., RecordedEngine]) -> Callable[[Literal["bf16", "fp8"], str], Path]:
+    """``rtx_engine(variant, precision)``: a TensorRT-RTX engine of one checkpoint; built once, not to be altered."""
+    return lambda variant, precision: recorded_rtx(variant, precision).path

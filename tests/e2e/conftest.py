@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +16,9 @@ from dsv3export.graphs.build import build_engine
 from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 from dsv3export.runtime.session import Session
 from tests.e2e.goldens import Golden, Program, Variant
+
+if TYPE_CHECKING:
+    from tests.support.replayed_engine import RecordedEngine, ReplayedEngine
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +67,11 @@ def program(request: pytest.FixtureRequest, executor: Executor, engine: Engine) 
 @pytest.fixture(scope="session", params=["executor", "engine"])
 def session(request: pytest.FixtureRequest, executor: Executor, engine_session: OnnxRuntimeSession) -> Session:
     return executor if request.param == "executor" else engine_session
+
+
+@pytest.fixture(scope="session")
+def replayed_rtx(recorded_rtx: Callable[..., RecordedEngine]) -> Callable[..., ReplayedEngine]:
+    """``replayed_rtx(variant, precision, compute=None)``: the replay of a TensorRT-RTX engine; not to be altered."""
+    from tests.support.replayed_engine import ReplayedEngine
+
+    return cache(lambda *wanted: ReplayedEngine(recorded_rtx(*wanted)))

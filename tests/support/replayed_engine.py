@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,10 @@ from torch import Tensor
 from dsv3export.engine.program import PROGRAM, Call, Phase, Port, Program
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.graphs.build import build_engine
+from dsv3export.graphs.lower.tensorrt.engines import Target, build_kind
+from dsv3export.graphs.lower.tensorrt.log import make_logger
+from dsv3export.graphs.lower.tensorrt.network import define
+from dsv3export.graphs.lower.tensorrt.progress import Steps
 from dsv3export.graphs.lower.tensorrt.recorder import Recorder
 from dsv3export.graphs.lower.tensorrt.replay import Replay, replay_of
 from dsv3export.graphs.tensors import torch_tensor
@@ -25,45 +31,77 @@ from dsv3export.runtime.tensorrt_module import load_tensorrt
 _CACHE_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def build_recorded(checkpoint: Path, out: Path, **options: Any) -> Recorder:
+@dataclass(frozen=True)
+class RecordedEngine:
+    """An engine and the recorder that it was built with. kinds: layer kind -> what it was built of."""
+
+    path: Path
+    recorder: Recorder
+    kinds: Mapping[str, tuple[Target, ir.Function, Sequence[str]]]
+
+    def define(self, kind: str, phase: Phase) -> Replay:
+        """The replay of a kind's network as the lowering's rows are now, without an engine of it."""
+        target, function, results = self.kinds[kind]
+        trt = self.recorder
+        network = trt.Builder(make_logger(trt)).create_network(
+            1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        )
+        emitter = define(trt, network, function, results, target.rows, target.flavour, target.types, phase)
+        replay = replay_of(trt.record(network))
+        del emitter  # the owner of the constants, until here
+        return replay
+
+
+def build_recorded(checkpoint: Path, out: Path, **options: Any) -> RecordedEngine:
     """`build_engine` for TensorRT-RTX; each network is built by TensorRT, and recorded."""
     recorder = Recorder(load_tensorrt("tensorrt-rtx"))
+    kinds: dict[str, tuple[Target, ir.Function, Sequence[str]]] = {}
+
+    def build(target: Target, function: ir.Function, results: Sequence[str], steps: Steps) -> Any:
+        kinds[function.name] = (target, function, results)
+        return build_kind(target, function, results, steps)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dsv3export.graphs.lower.tensorrt.backend.load_tensorrt", lambda _: recorder)
+        patch.setattr("dsv3export.graphs.lower.tensorrt.backend.build_kind", build)
         build_engine(checkpoint, out, backend="tensorrt-rtx", **options)
-    return recorder
+    return RecordedEngine(out, recorder, kinds)
 
 
 class ReplayedEngine:
     """A `Session` that computes what the engine's networks say.
 
-    Args:
-        path: The engine.
-        recorder: What it was built with.
-
     Attributes:
+        recorded: The engine.
+        files, program: Its.
+        replays: Layer kind and phase -> its network.
+        weights: By their names in the weight table.
         phase: Takes this phase's engines for all steps; None as the runtime does, by the number of tokens.
         inner: Layer kind -> names of tensors in its networks that each step keeps.
         seen: What the last step kept, by provenance: ``layers.1.mlp.gate.ids``; each layer's output as ``layers.1``.
+        keep: Is given `seen` after each step.
     """
 
     cache_on_host = False
 
-    def __init__(self, path: Path, recorder: Recorder) -> None:
-        files = EngineFiles.open(path)
-        self.program = Program.from_json(files.graph(PROGRAM))
+    def __init__(self, recorded: RecordedEngine) -> None:
+        self.recorded, self.files = recorded, EngineFiles.open(recorded.path)
+        self.program = Program.from_json(self.files.graph(PROGRAM))
         self.phase: Phase | None = None
         self.inner: Mapping[str, Sequence[str]] = {}
         self.seen: dict[str, Tensor] = {}
+        self.keep: Callable[[Mapping[str, Tensor]], None] = lambda seen: None
         self.replays: dict[tuple[str, Phase], Replay] = {
-            (name, phase): replay_of(recorder.record_of(files.graph(engine)))
+            (name, phase): replay_of(recorded.recorder.record_of(self.files.graph(engine)))
             for name, kind in self.program.kinds.items()
             for phase, engine in kind.engines.items()
         }
         self.weights: dict[str, Tensor] = {
-            name: _weight(files.weight(name), port) for call in self.program.calls for port, name in self._weights(call)
+            name: _weight(self.files.weight(name), port)
+            for call in self.program.calls
+            for port, name in self._weights(call)
         }
-        self.vocab_size = files.config.vocab_size
+        self.vocab_size = self.files.config.vocab_size
         ports = {name: port for call in self.program.calls for port, name in self._inputs(call)}
         self._caches = {name: port for name, port in ports.items() if name.startswith("latent_cache.")}
         first = next(iter(self._caches.values()))
@@ -89,6 +127,7 @@ class ReplayedEngine:
         self.seen = {}
         for call in self.program.calls:
             self._call(call, phase, values)
+        self.keep(self.seen)
         return values["logits"].numpy()
 
     def logits(self, token_ids: Sequence[int], chunk: int | None = None) -> Logits:

@@ -146,7 +146,7 @@ class Recorder:
         module: `tensorrt_rtx`, `tensorrt` or their bindings.
 
     Attributes:
-        records: A `Record` of each network for which `build_serialized_network` was called, in that order.
+        records: A `Record` of each network that was built, in that order.
     """
 
     def __init__(self, module: Any) -> None:
@@ -181,9 +181,29 @@ class Recorder:
                 return record
         raise KeyError(f"no network was recorded for the engine with SHA-256 {digest}")
 
-    def record(self, network: Any, config: Any) -> Record:
-        """The record of a network that this recorder has seen defined, without building it."""
-        return self._finish(network, config)
+    def record(self, network: Any, config: Any = None) -> Record:
+        """Of a complete network: what it was told, TensorRT's account of it, and constants as they are in memory now.
+
+        Raises:
+            RefusedError: TensorRT finds no shape for a tensor.
+            InternalError: A constant's memory has changed since it was given to TensorRT.
+        """
+        journal: _Journal = network._journal
+        for constant, memory in zip(journal.constants, journal.memory, strict=True):
+            if not np.array_equal(memory(), constant.data):
+                raise InternalError(
+                    "the memory of a constant was freed or changed before the build; TensorRT keeps no copy"
+                )
+        members = [proxy for proxy in self._proxies.values() if proxy._journal is journal]
+        return Record(
+            module=self._module.__name__,
+            version=self._module.__version__,
+            events=list(journal.events),
+            build=[] if config is None else self._outer.concerning(config._reference),
+            constants=list(journal.constants),
+            tensors={p._reference.index: self._fact(p._real) for p in members if p._reference.kind == "tensor"},
+            layers={p._reference.index: p._real.name for p in members if p._reference.kind == "layer"},
+        )
 
     def wrap(self, value: Any, journal: _Journal) -> Any:
         """A proxy where `value` is one of the recorded kinds; the same proxy for the same object."""
@@ -200,7 +220,7 @@ class Recorder:
         journal = target._journal
         told = tuple(self._value(argument, journal) for argument in args)
         named = {name: self._value(argument, journal) for name, argument in kwargs.items()}
-        record = self._finish(*args, **kwargs) if method == "build_serialized_network" else None
+        record = self.record(*args, **kwargs) if method == "build_serialized_network" else None
         self._errors.clear()
         real = getattr(target._real, method)
         with without_collector():
@@ -209,6 +229,7 @@ class Recorder:
             raise RefusedError(f"TensorRT refused {method}({_shown(told, named)}): {self._reason()}")
         if record is not None and result is not None:
             record.engine_sha256 = hashlib.sha256(result).hexdigest()
+            self.records.append(record)
         wrapped = self.wrap(result, journal)
         journal.events.append(Call(target._reference, method, told, named, self._value(wrapped, journal)))
         return wrapped
@@ -259,27 +280,6 @@ class Recorder:
         if not address and size:
             address = weights.numpy().ctypes.data
         return dtype, count, lambda: _bytes_at(address, size)
-
-    def _finish(self, network: _Proxy, config: _Proxy) -> Record:
-        """Of a network that is about to be built: TensorRT's account of it, and constants as they are in memory now."""
-        journal = network._journal
-        for constant, memory in zip(journal.constants, journal.memory, strict=True):
-            if not np.array_equal(memory(), constant.data):
-                raise InternalError(
-                    "the memory of a constant was freed or changed before the build; TensorRT keeps no copy"
-                )
-        members = [proxy for proxy in self._proxies.values() if proxy._journal is journal]
-        record = Record(
-            module=self._module.__name__,
-            version=self._module.__version__,
-            events=list(journal.events),
-            build=self._outer.concerning(config._reference),
-            constants=list(journal.constants),
-            tensors={p._reference.index: self._fact(p._real) for p in members if p._reference.kind == "tensor"},
-            layers={p._reference.index: p._real.name for p in members if p._reference.kind == "layer"},
-        )
-        self.records.append(record)
-        return record
 
     def _fact(self, tensor: Any) -> TensorFact:
         self._errors.clear()
