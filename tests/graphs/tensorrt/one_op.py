@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,8 @@ NATIVE_CASES = [
     for case in CASES
     if case.op not in ("LatentAppendHalf", "LatentAppendFp8") and all(array.size for array in case.inputs.values())
 ]
+Shape = Sequence[int | str]
+Ports = Mapping[str, tuple[ir.DataType, Shape]]
 COMPUTE = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -65,30 +67,58 @@ def define_op(trt: Module, case: Case, compute: str, phase: Phase, most: int = 0
     Args:
         most: Largest run-time size of the profile; 0 for exactly the case's sizes.
     """
-    graph = prepare(_graph(case), NATIVE_ROWS)
-    (function,) = graph.model.functions.values()
+    graph = _graph(case)
+    capacity = case.inputs["cache"].shape[1] if "cache" in case.inputs else 1
+    # A router is given and gives float32, whatever activations are.
+    types = Types("F32" if case.op == "MoERoute" else compute, compute, capacity)
+    sizes = {
+        symbol: (1, size, max(most, size))
+        for name, array in case.inputs.items()
+        for symbol, size in zip(_symbols(case, name), array.shape, strict=False)
+    }
+    length = _length(case) if "q_nope" in case.inputs else 1
+    return _define(trt, case, graph, types, phase, {**sizes, "length": (1, length, capacity)})
+
+
+def built_of_shapes(
+    trt: Module, op: str, inputs: Ports, outputs: Mapping[str, Shape], attributes: Mapping[str, object], phase: Phase,
+    sizes: Mapping[str, tuple[int, int, int]],
+) -> bytes:  # fmt: skip
+    """The engine of an op of these shapes, activations in bfloat16, a cache of 4096 rows.
+
+    Args:
+        sizes: Symbol -> least, commonest and largest.
+    """
+    graph = op_graph(op, inputs, outputs, attributes)
+    nothing = Case(op, "shapes", {}, attributes)
+    one = _define(trt, nothing, graph, Types("BF16", "BF16", 4096), phase, {**sizes, "length": (1, 2048, 4096)})
+    engine = one.builder.build_serialized_network(one.network, one.config)
+    assert engine is not None, one.errors
+    return bytes(engine)
+
+
+def _define(
+    trt: Module, case: Case, graph: GraphWithWeights, types: Types, phase: Phase,
+    sizes: Mapping[str, tuple[int, int, int]],
+) -> OneOp:  # fmt: skip
+    prepared = prepare(graph, NATIVE_ROWS)
+    (function,) = prepared.model.functions.values()
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    capacity = case.inputs["cache"].shape[1] if "cache" in case.inputs else 1
     results = [f"{port.name}_out" for port in OPS[case.op].outputs]
-    # A router is given and gives float32, whatever activations are.
-    types = Types("F32" if case.op == "MoERoute" else compute, compute, capacity)
     emitter = define(trt, network, function, results, NATIVE_ROWS, RTX, types, phase)
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     for port in emitter.inputs:
         if port.host:
-            profile.set_shape_input(port.name, [1], [_length(case)], [capacity])
+            profile.set_shape_input(port.name, *([size] for size in sizes["length"]))
         elif not all(isinstance(size, int) for size in port.shape):
-            actual = list(case.inputs[port.name].shape)
-            actual = [actual[0], 1, *actual[1:]] if port.name == "cache" else actual
-            least, largest = (
-                [size if isinstance(size, int) else limit(each) for size, each in zip(port.shape, actual, strict=True)]
-                for limit in (lambda _: 1, lambda each: max(most, each))
+            shapes = (
+                [size if isinstance(size, int) else sizes[size][which] for size in port.shape] for which in range(3)
             )
-            profile.set_shape(port.name, least, actual, largest)
+            profile.set_shape(port.name, *shapes)
     config.add_optimization_profile(profile)
-    weights = {name: _packed(expr, case) for name, expr in graph.weights.items()}
+    weights = {name: _packed(expr, case) for name, expr in prepared.weights.items()} if case.inputs else {}
     return OneOp(case, builder, network, config, emitter, weights, logger.errors)
 
 
@@ -131,42 +161,46 @@ def _tensor(array: Array, port: Port) -> torch.Tensor:
 
 
 def _graph(case: Case) -> GraphWithWeights:
+    ports = {
+        name: (ir.DataType.from_numpy(array.dtype), _shape(array, _symbols(case, name)))
+        for name, array in case.inputs.items()
+    }
+    results = zip(OPS[case.op].outputs, computed(case), strict=True)
+    outputs = {port.name: _shape(array, ("B", "S") if array.ndim == 3 else ("T",)) for port, array in results}
+    return op_graph(case.op, ports, outputs, case.attributes)
+
+
+def op_graph(
+    op: str, inputs: Ports, outputs: Mapping[str, Shape], attributes: Mapping[str, object]
+) -> GraphWithWeights:
     """A main graph that calls a kind of one node; the kind's inputs are called as the op's."""
-    op, formals, actuals = OPS[case.op], [], []
-    for name, array in case.inputs.items():
-        symbols = _symbols(case, name)
-        shape = [*symbols, *array.shape[len(symbols) :]]
-        dtype = ir.DataType.from_numpy(array.dtype)
-        pair = [ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)) for _ in range(2)]
-        if not symbols:
-            pair = [mark_weight(value) for value in pair]
-        formals.append(pair[0])
-        actuals.append(pair[1])
-    outputs = [
-        [
-            ir.Value(name=port.name, type=ir.TensorType(ir.DataType.FLOAT), shape=_output_shape(array))
-            for port, array in zip(op.outputs, computed(case), strict=True)
-        ]
-        for _ in range(2)
-    ]
-    node = ir.node(op.name, formals, dict(case.attributes), domain="dsv3", outputs=outputs[0], name="experts")
+    formals, actuals = ([_value(name, *port) for name, port in inputs.items()] for _ in range(2))
+    results = [[_value(name, ir.DataType.FLOAT, shape) for name, shape in outputs.items()] for _ in range(2)]
+    for value in (*formals, *actuals):
+        if value.name not in (*RUN_TIME, "x"):
+            mark_weight(value)
+    node = ir.node(op, formals, dict(attributes), domain="dsv3", outputs=results[0], name="op")
+    # Of a module that is not the router's.
     node.metadata_props["dsv3.module"] = "self_attn"
-    body = ir.Graph(formals, outputs[0], nodes=[node], opset_imports={"": 24, "dsv3": 1})
+    body = ir.Graph(formals, results[0], nodes=[node], opset_imports={"": 24, "dsv3": 1})
     function = ir.Function("dsv3.kinds", "one_op", graph=body, attributes=[])
-    call = ir.node("one_op", actuals, domain="dsv3.kinds", outputs=outputs[1], name="call")
-    main = ir.Graph(actuals, outputs[1], nodes=[call], opset_imports={"": 24, "dsv3.kinds": 1}, name="main")
+    call = ir.node("one_op", actuals, domain="dsv3.kinds", outputs=results[1], name="call")
+    main = ir.Graph(actuals, results[1], nodes=[call], opset_imports={"": 24, "dsv3.kinds": 1}, name="main")
     return GraphWithWeights.traced(ir.Model(main, ir_version=11, functions=[function]))
+
+
+def _value(name: str, dtype: ir.DataType, shape: Shape) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def _shape(array: Array, symbols: Sequence[str]) -> Shape:
+    return (*symbols, *array.shape[len(symbols) :])
 
 
 def _symbols(case: Case, name: str) -> tuple[str, ...]:
     if name == "x":
         return ("B", "S") if case.inputs["x"].ndim == 3 else ("T",)
     return RUN_TIME.get(name, ())
-
-
-def _output_shape(array: Array) -> ir.Shape:
-    symbols = ("B", "S") if array.ndim == 3 else ("T",)
-    return ir.Shape([*symbols, *array.shape[len(symbols) :]])
 
 
 def _packed(expr: WeightExpr, case: Case) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,8 @@ Inputs = Sequence[ITensor]
 
 # TensorRT-RTX's attention takes heads of any width, but fails on 16-bit ones of a width that 8 does not divide.
 _WIDTHS = 8
+# Rows of the cache that are read at once.
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Attention:
 
     Attributes:
         q_nope, q_pe: [B, S, H, Dn] and [B, S, H, Dr], rotated, in the type of activations.
-        latent: [B, L, Dc+Dr], the cache up to the longest slot's length, in the type of activations.
+        latent: [B, L, Dc+Dr], the cache up to the longest slot's length or further, in the type of activations.
         start: int64 [B].
         w_uk, w_uv: [H, Dn, Dc] and [H, Dc, Dv], in the type of activations.
         scale: Of the products, YaRN's mscale squared folded in.
@@ -83,12 +86,24 @@ def _attend(
     emitter: Emitter, node: ir.Node, inputs: tuple[ITensor, ITensor, ITensor, ITensor], w_uk: ITensor, w_uv: ITensor
 ) -> Sequence[ITensor]:
     q_nope, q_pe, cache, start = inputs
-    slots, _, _, width = (emitter.dim(cache, axis) for axis in range(4))
-    seen = emitter.slice(cache, [0, 0, 0, 0], [slots, 1, emitter.length, width])
-    latent = emitter.cast(emitter.reshape(seen, [slots, emitter.length, width]), emitter.compute)
+    latent = emitter.cast(_seen(emitter, cache), emitter.compute)
     scale = float(node.attributes["scale"].value)
     attention = Attention(q_nope, q_pe, latent, start, w_uk, w_uv, scale, node_dims(node))
     return [(_absorbed if emitter.phase == "decode" else _decompressed)(emitter, attention)]
+
+
+def _seen(emitter: Emitter, cache: ITensor) -> ITensor:
+    """The cache's rows up to the longest slot's length, in whole blocks: [B, L, Dc+Dr] of [B, 1, capacity, Dc+Dr].
+
+    Of a length that 8 divides TensorRT's products take the rows as they are; of any other one they are copied first.
+    """
+    slots, _, capacity, width = (emitter.dim(cache, axis) for axis in range(4))
+    block = gcd(capacity, _BLOCK)
+    rest = emitter.constant([block - 1])
+    blocks = emitter.div(emitter.add(emitter.length, rest), emitter.constant([block]))
+    in_blocks = emitter.reshape(cache, [slots, capacity // block, block, width])
+    seen = emitter.slice(in_blocks, [0, 0, 0, 0], [slots, blocks, block, width])
+    return emitter.reshape(seen, [slots, emitter.mul(blocks, emitter.constant([block])), width])
 
 
 def _absorbed(emitter: Emitter, a: Attention) -> ITensor:

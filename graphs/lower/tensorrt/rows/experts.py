@@ -119,9 +119,11 @@ def _of_all(emitter: Emitter, e: Experts) -> ITensor:
 
 
 def _chunks(dims: Dims) -> list[tuple[int, int]]:
-    """First expert and number of experts of each chunk."""
+    """First expert and number of experts of each chunk: no more chunks than needed, of much the same size."""
     experts = dims["E"]
-    at_once = max(1, _ELEMENTS_AT_ONCE // (dims["I"] * dims["D"]))
+    most = max(1, _ELEMENTS_AT_ONCE // (dims["I"] * dims["D"]))
+    chunks = -(-experts // most)
+    at_once = -(-experts // chunks)
     return [(begin, min(at_once, experts - begin)) for begin in range(0, experts, at_once)]
 
 
