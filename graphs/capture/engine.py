@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dsv3export.compare.stages import Values
 from dsv3export.engine.reader import EngineFiles
-from dsv3export.errors import EngineError
+from dsv3export.errors import BackendError, EngineError
 from dsv3export.graphs.capture.calls import FINAL_HIDDEN, NEXT_IDS, Call, Flow, empty_caches, tokens_after
 from dsv3export.graphs.executor import recipe_graph
 from dsv3export.graphs.opset import KIND_DOMAIN
@@ -38,9 +38,17 @@ class EngineStages:
         files: The engine.
         prompts: Token ids of each, run as a whole.
         threads: As for `OnnxRuntimeSession`.
+
+    Raises BackendError for an engine of another backend: its layers show nothing of what is in them.
     """
 
     def __init__(self, files: EngineFiles, prompts: Sequence[Sequence[int]], threads: int | None = None) -> None:
+        if files.manifest.backend.name != "onnxruntime":
+            raise BackendError(
+                f"engine {files.path}: layer by layer", expected="an engine for onnxruntime",
+                got=files.manifest.backend.name,
+                fix="Compare its outputs with eval --against, and its ops with doctor --conformance.",
+            )  # fmt: skip
         self.config = files.config
         self.label = f"{files.path} (ONNX Runtime, {files.manifest.recipe.precision})"
         self._files, self._threads = files, threads

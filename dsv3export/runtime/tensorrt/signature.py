@@ -54,7 +54,7 @@ def read_signature(program: Program, where: str) -> Signature:
     if slot_bytes % ALIGNMENT and program.limits.slots > 1:
         raise EngineError(
             where, expected=f"a slot's cache of a multiple of {ALIGNMENT} bytes", got=str(slot_bytes),
-            fix="Rebuild it with --max-length of a multiple of 64.",
+            fix=REBUILD,
         )  # fmt: skip
     late = [any("R" in port.shape for port in program.kinds[call.kind].inputs) for call in program.calls]
     return Signature(

@@ -11,7 +11,7 @@ from dsv3export.engine.manifest import BackendRecord, Compute, WeightEntry
 from dsv3export.engine.program import PHASES, PROGRAM, Phase, Program
 from dsv3export.errors import RequestError
 from dsv3export.graphs.backend import BackendOptions, GraphFile, TensorRTOptions, router_dtype
-from dsv3export.graphs.lower.tensorrt.choices import cache_for, check_schemes, compute_for, limits_for
+from dsv3export.graphs.lower.tensorrt.choices import aligned_capacity, cache_for, check_schemes, compute_for, limits_for
 from dsv3export.graphs.lower.tensorrt.dtypes import FLOAT_TYPES
 from dsv3export.graphs.lower.tensorrt.emit import Types
 from dsv3export.graphs.lower.tensorrt.engines import BuiltEngine, Target, build_kind
@@ -67,6 +67,7 @@ class TensorRTBackend:
     ) -> KindEngines:
         graph = graphs["trunk"]
         compute, limits = self._compute(recipe), limits_for(self._asked, config)
+        limits = replace(limits, capacity=aligned_capacity(limits.capacity, config, recipe.cache))
         types = Types(FLOAT_TYPES[compute], FLOAT_TYPES[recipe.cache], limits.capacity)
         version = str(self._trt.__version__)
         timing = TimingCache.of_user(version) if self._flavour.measures else None

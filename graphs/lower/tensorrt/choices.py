@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import Compute
 from dsv3export.engine.program import Limits
@@ -9,6 +11,8 @@ from dsv3export.errors import BackendError, RequestError
 from dsv3export.graphs.backend import TensorRTOptions
 from dsv3export.graphs.lower.tensorrt.flavour import Flavour
 from dsv3export.recipe import CacheFormat, Recipe
+from dsv3export.runtime.device import ALIGNMENT
+from dsv3export.runtime.latent_cache import CacheLayout
 
 MAX_SLOTS, MAX_LENGTH, PREFILL_CHUNK, MAX_DRAFT = 8, 4096, 256, 1
 # TensorRT counts elements in 32 bits: slots * chunk * width stays far below.
@@ -55,6 +59,16 @@ def limits_for(options: TensorRTOptions, config: ModelConfig) -> Limits:
     draft = _within("max_draft", options.max_draft, min(MAX_DRAFT, capacity - 1), 0, capacity - 1)
     slots = _within("max_slots", options.max_slots, MAX_SLOTS, 1, _MOST // chunk)
     return Limits(slots, draft, chunk, capacity)
+
+
+def aligned_capacity(capacity: int, config: ModelConfig, cache: CacheFormat) -> int:
+    """Rows of a slot's cache, rounded up so that the next slot begins where a tensor may begin.
+
+    A step takes a range of slots; its cache is the memory from the first of them on.
+    """
+    row = CacheLayout.of(cache, config, layers=1).bytes_per_token
+    step = ALIGNMENT // gcd(ALIGNMENT, row)
+    return -(-capacity // step) * step
 
 
 def _within(name: str, asked: int | None, default: int, least: int, most: int) -> int:

@@ -118,7 +118,9 @@ def _config(target: Target, builder: IBuilder) -> IBuilderConfig:
     # Layer names, which carry provenance, are kept; float32 means float32.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)
-    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT-RTX: an engine that takes memory of its own while it runs cannot be part of a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if target.timing is not None:
         target.timing.give(config)
     if target.devices:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import Compute
@@ -13,9 +15,9 @@ from dsv3export.engine.program import Limits
 from dsv3export.errors import UserError
 from dsv3export.graphs.backend import TensorRTOptions
 from dsv3export.graphs.build import build_engine
-from dsv3export.graphs.lower.tensorrt.choices import cache_for, compute_for, limits_for
+from dsv3export.graphs.lower.tensorrt.choices import aligned_capacity, cache_for, compute_for, limits_for
 from dsv3export.graphs.lower.tensorrt.flavour import RTX
-from dsv3export.recipe import Recipe
+from dsv3export.recipe import CacheFormat, Recipe
 from tests.support.synthetic import tiny_config
 
 pytest.importorskip("tensorrt_rtx_bindings")
@@ -53,6 +55,14 @@ def test_limits_stay_within_the_model() -> None:
     config = ModelConfig.from_dict(tiny_config(max_position_embeddings=100), source="config")
     assert limits_for(TensorRTOptions(), config) == Limits(slots=8, draft=1, chunk=100, capacity=100)
     assert limits_for(TensorRTOptions(2, 64, 16, 0), config) == Limits(slots=2, draft=0, chunk=16, capacity=64)
+
+
+@given(st.integers(1, 5000), st.integers(1, 600), st.sampled_from(["fp32", "bf16", "f16"]))
+def test_each_slot_begins_where_a_tensor_may_begin(capacity: int, latent: int, cache: CacheFormat) -> None:
+    config = ModelConfig.from_dict(tiny_config(kv_lora_rank=latent), source="config")
+    rows = aligned_capacity(capacity, config, cache)
+    row_bytes = (latent + config.qk_rope_head_dim) * (4 if cache == "fp32" else 2)
+    assert capacity <= rows < capacity + 256 and rows * row_bytes % 256 == 0
 
 
 @pytest.mark.parametrize(

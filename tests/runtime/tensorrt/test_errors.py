@@ -15,6 +15,7 @@ from dsv3export.runtime.cuda_driver import DeviceLostError
 from dsv3export.runtime.generation import prompt_logits
 from dsv3export.runtime.tensorrt.session import TensorRTSession
 from dsv3export.runtime.tensorrt_module import PACKAGES, TensorRTPackage
+from tests.support.command_line import run_here
 from tests.support.emulated.driver import EmulatedDriver
 from tests.support.emulated.engines import Emulation, RecordedEngine, emulate
 
@@ -129,6 +130,39 @@ def test_no_gpu(recorded: RecordedEngine) -> None:
     with pytest.raises(BackendError, match="no usable NVIDIA GPU: expected a driver and a device") as caught:
         TensorRTSession(recorded.files())
     assert one_line(caught.value)
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA driver")
+def test_run_on_a_machine_without_a_gpu(recorded: RecordedEngine) -> None:
+    outcome = run_here("run", str(recorded.path), "--prompt", "And it")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert outcome.err.startswith("dsv3export: error: no usable NVIDIA GPU")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("run", "ENGINE", "--prompt", "And it", "--provider", "cuda"),
+            "provider cuda: expected an engine for onnx",
+        ),
+        (
+            ("diff", "examples/tiny-dsv3", "ENGINE", "--prompts", "PROMPTS"),
+            "got tensorrt-rtx. Compare its outputs",
+        ),
+    ],
+)
+def test_what_these_engines_are_not_for(
+    arguments: tuple[str, ...], message: str, recorded: RecordedEngine, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("And it\n")
+    names = {
+        "ENGINE": recorded.path, "PROMPTS": tmp_path / "prompts.txt",
+        "examples/tiny-dsv3": root / "examples" / "tiny-dsv3",
+    }  # fmt: skip
+    outcome = run_here(*(str(names.get(argument, argument)) for argument in arguments))
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert message in outcome.err
 
 
 @pytest.mark.parametrize(

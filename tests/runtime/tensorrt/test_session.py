@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from dsv3export import Engine
+from dsv3export.engine.program import PROGRAM, Program
 from dsv3export.errors import InternalError, ResourceError
 from dsv3export.runtime.generation import prompt_logits
 from dsv3export.runtime.latent_cache import LatentCache
@@ -60,6 +62,15 @@ def test_an_fp8_checkpoint(
     golden = Golden("fp8", tiny_fp8, goldens("fp8"))
     session = emulate(recorded_fp8).session
     assert greedy(session, [golden.ids(prompt) for prompt in (2, 3)], 6, 2) == continued(golden, 6, (2, 3))
+
+
+def test_full_tensorrt(golden: Golden, recorded: RecordedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runtime has neither validity checks nor configurations; the session asks it for neither."""
+    program = Program.from_json(recorded.files().graph(PROGRAM))
+    monkeypatch.setattr(Program, "from_json", lambda data: replace(program, flavour="tensorrt"))
+    session = emulate(recorded, flavour="tensorrt").session
+    assert greedy(session, [golden.ids(3)], 8, 1) == continued(golden, 8, (3,))
+    assert session.graphs.captured == 1
 
 
 def test_engine_load_generates(

@@ -54,16 +54,21 @@ def recorded_engine(checkpoint: Path, out: Path, **options: Any) -> RecordedEngi
 
 
 def emulate(
-    engine: RecordedEngine, driver: EmulatedDriver | None = None, kernels: Path | None = None, **trt: Any
+    engine: RecordedEngine,
+    driver: EmulatedDriver | None = None,
+    kernels: Path | None = None,
+    flavour: str = "tensorrt-rtx",
+    **trt: Any,
 ) -> Emulation:
     """A session on an emulated device.
 
     Args:
+        flavour: Whose runtime is emulated; what the engine's program says has to be the same.
         kernels: The file of compiled kernels.
         trt: Attributes of the emulated module, set before anything is loaded.
     """
     driver = driver or EmulatedDriver()
-    module = EmulatedTensorRT(engine.recorder, driver)
+    module = EmulatedTensorRT(engine.recorder, driver, flavour)
     for name, value in trt.items():
         setattr(module, name, value)
     session = TensorRTSession(engine.files(), Device(driver=Driver(driver)), module, KernelCache(kernels))
