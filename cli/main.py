@@ -25,6 +25,7 @@ COMMANDS = (
     CommandEntry("serve", "dsv3export.cli.serve", "Serve an engine over HTTP, as OpenAI's API."),
     CommandEntry("eval", "dsv3export.cli.eval", "Say how well an engine predicts a text."),
     CommandEntry("diff", "dsv3export.cli.diff", "Compare two models layer by layer, and name the first fault."),
+    CommandEntry("sensitivity", "dsv3export.cli.sensitivity", "Find what needs its bits, and a recipe that follows."),
     CommandEntry("report", "dsv3export.cli.report", "Show what diff wrote as JSON: a page, a picture or a table."),
     CommandEntry("golden", "dsv3export.cli.golden", "Record what a model computes, and check engines against it."),
     CommandEntry("inspect", "dsv3export.cli.inspect", "Say what a checkpoint, an engine or a config holds."),

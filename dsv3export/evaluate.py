@@ -173,24 +173,36 @@ def _predictions(
     progress: Progress | None,
 ) -> Iterator[tuple[slice, list[Float64]]]:
     """(a place in the text, the log-probabilities that each model gives there, [len(place), vocab_size])."""
-    bos = _check_request(models, len(token_ids), chunk_tokens)
+    chunks = _chunks([model.config for model in models], token_ids, chunk_tokens)
     progress = progress or NoProgress()
     progress.start("evaluating", len(token_ids), "tokens")
     step = max(1, BLOCK_ELEMENTS // models[0].config.vocab_size)
-    for start in range(0, len(token_ids), chunk_tokens):
-        chunk = token_ids[start : start + chunk_tokens].tolist()
+    for number, chunk in enumerate(chunks):
+        start = number * chunk_tokens
         # Row i predicts token i of the chunk; the row after the last one predicts nothing that is known.
-        logits = [model.logits([bos, *chunk])[:-1] for model in models]
-        for first in range(0, len(chunk), step):
-            end = min(first + step, len(chunk))
+        logits = [model.logits(chunk)[:-1] for model in models]
+        for first in range(0, len(chunk) - 1, step):
+            end = min(first + step, len(chunk) - 1)
             yield slice(start + first, start + end), [_log_softmax(one[first:end], start + first) for one in logits]
             progress.advance(end - first)
     progress.finish()
 
 
-def _check_request(models: Sequence[LanguageModel], tokens: int, chunk_tokens: int) -> int:
+def sequences(config: ModelConfig, token_ids: Sequence[int], chunk_tokens: int = CHUNK_TOKENS) -> list[list[int]]:
+    """What `evaluate` and `compare` run: BOS and a chunk of the text each. Raises RequestError as they do."""
+    return _chunks([config], np.asarray(token_ids, np.int64), chunk_tokens)
+
+
+def _chunks(
+    configs: Sequence[ModelConfig], token_ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]], chunk_tokens: int
+) -> list[list[int]]:
+    bos = _check_request(configs, len(token_ids), chunk_tokens)
+    starts = range(0, len(token_ids), chunk_tokens)
+    return [[bos, *token_ids[start : start + chunk_tokens].tolist()] for start in starts]
+
+
+def _check_request(configs: Sequence[ModelConfig], tokens: int, chunk_tokens: int) -> int:
     """The BOS that all models share. Raises RequestError."""
-    configs = [model.config for model in models]
     sizes = [config.vocab_size for config in configs]
     if len(set(sizes)) > 1:
         raise RequestError("vocabularies", expected="two of one size", got=" and ".join(str(size) for size in sizes))

@@ -61,7 +61,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["build", "run", "diff", "golden", "report", "inspect", "plan", "graph", "doctor", "completion"]
+    "command",
+    ["build", "run", "diff", "golden", "report", "sensitivity", "inspect", "plan", "graph", "doctor", "completion"],
 )
 def test_help_of_a_command_imports_neither_backend_nor_build_package(command: str) -> None:
     assert modules_after_command(command, "--help") & (BUILD_PACKAGES | BACKENDS) == set()

@@ -42,6 +42,15 @@ def weight_terms(config: ModelConfig, recipe: Recipe) -> list[Term]:
     return [Term(part, size, _formula(numbers[part], size)) for part, size in sizes.items()]
 
 
+def weight_bytes_by_layer(config: ModelConfig, recipe: Recipe) -> dict[tuple[str, int | None], int]:
+    """The same bytes by part and decoder layer; None is the layer of what is in none."""
+    found: dict[tuple[str, int | None], int] = {}
+    for tensor in _tensors(config):
+        place = tensor.part, tensor.layer
+        found[place] = found.get(place, 0) + _nbytes(tensor, config, recipe)
+    return found
+
+
 def _formula(parameters: int, size: int) -> str:
     return f"{parameters:,} parameters x {size / parameters:.4g} bytes"
 

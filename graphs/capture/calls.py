@@ -102,6 +102,12 @@ class Flow(Generic[T]):
         """A call's results, for later calls."""
         self._values[prompt].update({name: value for name, value in outputs.items() if name in self._last_use})
 
+    def copy(self) -> Flow[T]:
+        """Goes on by itself from here; the values so far are shared, and not to be altered."""
+        other: Flow[T] = Flow([], self._values)
+        other._last_use, other._places = self._last_use, self._places
+        return other
+
     def forget(self, call: Call) -> None:
         """Let go of what no later call needs."""
         for values in self._values:
