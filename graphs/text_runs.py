@@ -30,8 +30,7 @@ from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.graphs.trace import graph_for
 from dsv3export.graphs.values import is_weight
 from dsv3export.graphs.weight_cache import WeightCache
-from dsv3export.recipe import LAYER_COMPONENTS, Recipe
-from dsv3export.runtime.latent_cache import CacheLayout
+from dsv3export.recipe import LAYER_COMPONENTS, CacheFormat, Recipe
 
 _EMBED, _HEAD, _LAYER = "embed", "head", "layers."
 
@@ -90,7 +89,7 @@ class TextRuns:
         graph = store_embedding(quantise(self._traced, recipe, config), embedding_dtype(self._checkpoint, recipe))
         graph = narrow_cache(graph, recipe.cache, config)
         weights = WeightCache(self._checkpoint, graph.weights, self._max_bytes, self._calibration)
-        return _StagedModel(config, graph.model, CacheLayout.of(recipe.cache, config), weights, self._sequences)
+        return _StagedModel(config, graph.model, recipe.cache, weights, self._sequences)
 
     def _changed(self, recipe: Recipe) -> set[str]:
         """The stages that compute something else than in float32."""
@@ -130,12 +129,12 @@ class _StagedModel:
         self,
         config: ModelConfig,
         graph: ir.Model,
-        layout: CacheLayout,
+        cache: CacheFormat,
         weights: WeightCache,
         token_ids: Sequence[Sequence[int]],
     ) -> None:
         self.config = config
-        self._graph, self._layout, self._weights, self._ids = graph, layout, weights, token_ids
+        self._graph, self._cache, self._weights, self._ids = graph, cache, weights, token_ids
         self._nodes = {str(node.name): node for node in self._graph.graph}
         self.calls = {name: Call.of_node(node, is_weight) for name, node in self._nodes.items()}
 
@@ -152,7 +151,7 @@ class _StagedModel:
         """One sequence through a stage: its outputs by name."""
         node, call = self._nodes[stage], self.calls[stage]
         given = flow.inputs(call, place, None)
-        arrays = empty_caches(self._layout, call, len(self._ids[place]))
+        arrays = empty_caches(self._cache, self.config, call, len(self._ids[place]))
         named = given | {name: torch_tensor(array) for name, array in arrays.items()}
         values = {value: named[str(value.name)] for value in node.inputs if value is not None and not is_weight(value)}
         with torch.inference_mode():
