@@ -10,6 +10,7 @@ from dsv3export.cli.options import verbose_option
 COMMANDS = (
     CommandEntry("record", "dsv3export.cli.golden.record", "Record what a model computes for some prompts."),
     CommandEntry("check", "dsv3export.cli.golden.check", "Hold a model against a golden: the gate for CI."),
+    CommandEntry("calibrate", "dsv3export.cli.golden.calibrate", "Measure what a right model may differ by."),
     CommandEntry("show", "dsv3export.cli.golden.show", "Print what a golden holds, but for the numbers."),
 )
 EXAMPLES = (

@@ -33,6 +33,7 @@ EXAMPLES = (
 @click.option("--without-layers", is_flag=True, help="Leave out what goes on inside: an engine needs no torch then.")
 @click.option("--junit", type=PathName(path_type=Path), metavar="FILE", help="Write JUnit XML for CI servers.")
 @click.option("--json", "json_file", type=PathName(path_type=Path), metavar="FILE", help="Write every figure as JSON.")
+@click.option("--html", type=PathName(path_type=Path), metavar="FILE", help="Write a page that needs nothing else.")
 @click.option("--github", is_flag=True, help="Print workflow commands: annotations in GitHub Actions.")
 @model_options
 @quiet_option
@@ -44,6 +45,7 @@ def command(
     without_layers: bool,
     junit: Path | None,
     json_file: Path | None,
+    html: Path | None,
     github: bool,
     precision: str | None,
     calibration: Path | None,
@@ -83,6 +85,10 @@ def command(
         write_atomically(junit, junit_xml(result))
     if json_file is not None:
         write_atomically(json_file, result_json(result))
+    if html is not None:
+        from dsv3export.golden.page import check_page
+
+        write_atomically(html, check_page(result))
     show(result, where)
     if github:
         from dsv3export.golden.github import github_annotations

@@ -2,7 +2,7 @@
 
 `document` says what a golden holds, `file` reads and writes it; `outputs` and `layers` run a model, `record` keeps
 what they see, `check` compares it; `profile` says how large a difference a right engine may have, `calibrate` measures
-that. `junit` and `github` are reports for CI.
+that. `junit`, `github` and `page` are reports.
 """
 
 from dsv3export.golden.check import check_golden

@@ -16,6 +16,7 @@ import pytest
 
 from dsv3export.golden import Golden
 from dsv3export.golden.profile import find_profile
+from dsv3export.golden.results import METRICS
 from dsv3export.graphs.build import build_engine
 from tests.golden.goldens import small_golden
 from tests.support.altered import edit_tensor, linked_copy
@@ -48,6 +49,20 @@ def recorded(tiny_bf16: Path, prompts: Path, tmp_path_factory: pytest.TempPathFa
     assert (outcome.code, outcome.err) == (0, "")
     assert "4, " in outcome.out
     assert "4 routers" in outcome.out
+    return path
+
+
+@pytest.fixture(scope="module")
+def fp32_engine(tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engines") / "fp32.engine"
+    build_engine(tiny_bf16, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def int4_engine(tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engines") / "int4.engine"
+    build_engine(tiny_bf16, path, precision="int4")
     return path
 
 
@@ -97,10 +112,9 @@ def _upside_down(data: bytes) -> bytes:
 
 
 def test_a_wrong_engine_fails_in_every_report(wrong_engine: Path, recorded: Path, tmp_path: Path) -> None:
-    junit, result = tmp_path / "golden.xml", tmp_path / "result.json"
-    outcome = run_here(
-        "golden", "check", wrong_engine, recorded, "--junit", junit, "--json", result, "--github", "--quiet"
-    )
+    junit, result, page = (tmp_path / f"golden.{suffix}" for suffix in ("xml", "json", "html"))
+    reports = ("--junit", junit, "--json", result, "--html", page, "--github")
+    outcome = run_here("golden", "check", wrong_engine, recorded, *reports, "--quiet")
     assert (outcome.code, outcome.err) == (1, "")
     first = json.loads(result.read_text(encoding="utf-8"))["first_failure"]
     assert (first["measured"]["layer"], first["measured"]["metric"]) == ("layers.2", "layers.error")
@@ -108,6 +122,7 @@ def test_a_wrong_engine_fails_in_every_report(wrong_engine: Path, recorded: Path
     assert first["measured"]["place"]["expected"] != first["measured"]["place"]["got"]
     assert "FAILED" in outcome.out
     assert "first  layers.2: layers.error" in outcome.out
+    assert "layers.2: layers.error is beyond its bound" in page.read_text(encoding="utf-8")
     (suite,) = ElementTree.parse(junit).getroot()
     failed = [case.get("name") for case in suite.findall("testcase") if case.find("failure") is not None]
     assert failed[0] == "layers.2"
@@ -214,14 +229,55 @@ def test_a_tie_is_no_fault(tiny_engine: Path, prompts: Path, tmp_path: Path) -> 
         assert (" tie " in outcome.out) == (code == 0)
 
 
-def test_batching_does_not_matter(recorded: Path, tiny_bf16: Path, tmp_path: Path) -> None:
-    engine = tmp_path / "tiny.engine"
-    build_engine(tiny_bf16, engine)
+def test_batching_does_not_matter(recorded: Path, fp32_engine: Path) -> None:
     for batch, chunk in (("1", "256"), ("2", "3"), ("3", "1")):
         outcome = run_here(
-            "golden", "check", engine, recorded, "--without-layers", "--batch", batch, "--chunk", chunk, "-q"
+            "golden", "check", fp32_engine, recorded, "--without-layers", "--batch", batch, "--chunk", chunk, "-q"
         )
         assert (outcome.code, outcome.err) == (0, ""), outcome.out
+
+
+def test_noise_becomes_a_profile_of_the_golden(
+    recorded: Path, tiny_bf16: Path, fp32_engine: Path, int4_engine: Path, tmp_path: Path
+) -> None:
+    """Measured on the golden's own prompts, so what was measured passes, and the bounds say where they come from."""
+    golden = tmp_path / "tiny.golden"
+    golden.write_bytes(recorded.read_bytes())
+    options = ("--threads", "1", "--batches", "4", "--chunks", "256,5", "--margin", "2", "-q")
+    outcome = run_here("golden", "calibrate", fp32_engine, golden, "--against", int4_engine, *options, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert golden.read_bytes() == recorded.read_bytes()
+    profiles = json.loads(outcome.out)
+    assert [profile["name"] for profile in profiles] == ["same-fp32", "int4"]
+    for profile in profiles:
+        assert len(profile["runs"]) == 2
+        assert {bound["metric"] for bound in profile["bounds"]} == METRICS.keys() - {"tokens"}
+        for bound in profile["bounds"]:
+            power = 2 if ".kl" in bound["metric"] else 1
+            assert bound["bound"] == pytest.approx(max(2**power * bound["largest"], 2**-20), rel=0.1)
+            assert bound["median"] <= bound["p99"] <= bound["largest"]
+    close, far = ({bound["metric"]: bound["bound"] for bound in profile["bounds"]} for profile in profiles)
+    assert all(far[metric] > 20 * close[metric] for metric in ("layers.median", "logits.error", "text.nll"))
+    outcome = run_here(
+        "golden",
+        "calibrate",
+        fp32_engine,
+        golden,
+        "--against",
+        int4_engine,
+        "--against",
+        tiny_bf16,
+        *options,
+        "--write",
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    document = Golden.read(golden).document
+    assert [profile.name for profile in document.profiles] == ["int4", "same-fp32"]
+    assert any(run.startswith("checkpoint fp32") for run in document.profiles[1].runs)
+    for engine in (fp32_engine, int4_engine):
+        outcome = run_here("golden", "check", engine, golden, "-q", "--threads", "1")
+        assert outcome.code == 0, outcome.out
+        assert "measured for this golden" in outcome.out
 
 
 BAD_RECORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -270,3 +326,24 @@ def test_bad_checks(recorded: Path, tiny_engine: Path, tiny_fp8: Path, tmp_path:
         ((tiny_engine, foreign), ("profile", "int4", "fp32")),
     ):
         assert_refused(run_here("golden", "check", *arguments, "-q"), says, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--threads", "1,x"), ("--threads", "1,x")),
+        (("--batches", "0"), ("--batches", "from 1 on")),
+        (("--chunks", ""), ("--chunks",)),
+        (("--margin", "0.5"), ("--margin", "0.5")),
+        (("--against", "nothing"), ("nothing",)),
+    ],
+)
+def test_bad_calibrations(
+    options: tuple[str, ...], says: tuple[str, ...], recorded: Path, tiny_engine: Path, tmp_path: Path
+) -> None:
+    """Refused before anything is run, or with nothing written."""
+    golden = tmp_path / "tiny.golden"
+    golden.write_bytes(recorded.read_bytes())
+    quick = ("--without-layers", "--write", "-q", *([] if "--threads" in options else ["--threads", "1"]))
+    assert_refused(run_here("golden", "calibrate", tiny_engine, golden, *quick, *options), says, tmp_path)
+    assert golden.read_bytes() == recorded.read_bytes()
