@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dsv3export.graphs.lower.tensorrt.network import define
 from dsv3export.graphs.lower.tensorrt.progress import Steps
 from dsv3export.graphs.lower.tensorrt.recorder import Recorder
 from dsv3export.graphs.lower.tensorrt.replay import Replay, replay_of
+from dsv3export.graphs.lower.tensorrt.row import Key, Row
 from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 from dsv3export.runtime.session import IntArray, Logits
@@ -39,14 +41,14 @@ class RecordedEngine:
     recorder: Recorder
     kinds: Mapping[str, tuple[Target, ir.Function, Sequence[str]]]
 
-    def define(self, kind: str, phase: Phase) -> Replay:
-        """The replay of a kind's network as the lowering's rows are now, without an engine of it."""
+    def define(self, kind: str, phase: Phase, rows: Mapping[Key, Row]) -> Replay:
+        """The replay of a kind's network by other rows, without an engine of it."""
         target, function, results = self.kinds[kind]
         trt = self.recorder
         network = trt.Builder(make_logger(trt)).create_network(
             1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         )
-        emitter = define(trt, network, function, results, target.rows, target.flavour, target.types, phase)
+        emitter = define(trt, network, function, results, rows, target.flavour, target.types, phase)
         replay = replay_of(trt.record(network))
         del emitter  # the owner of the constants, until here
         return replay
@@ -129,6 +131,18 @@ class ReplayedEngine:
             self._call(call, phase, values)
         self.keep(self.seen)
         return values["logits"].numpy()
+
+    def altered(
+        self, phase: Phase, rows: Mapping[Key, Row] | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> ReplayedEngine:
+        """The same engine with other rows in its layers' networks of a phase, or other weights."""
+        other = copy(self)
+        if rows:
+            layers = [(kind, phase) for kind in ("dense_layer", "moe_layer")]
+            known = self.recorded.kinds["moe_layer"][0].rows
+            other.replays = self.replays | {key: self.recorded.define(*key, {**known, **rows}) for key in layers}
+        other.weights = self.weights | dict(weights or {})
+        return other
 
     def logits(self, token_ids: Sequence[int], chunk: int | None = None) -> Logits:
         """Logits at every position of one sequence: float32 [S, vocab_size]."""
