@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dsv3export.cli.byte_size import byte_size_or_none
 from dsv3export.cli.capabilities import PROVIDERS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -67,6 +68,16 @@ def speculate_option(function: Function) -> Function:
         default=0,
         metavar="N",
         help="Let the MTP layer draft N tokens a step, which the model then verifies together [default: 0].",
+    )(function)
+
+
+def prefix_cache_option(function: Function) -> Function:
+    """`--prefix-cache` of the commands that keep latents between requests; None where it is not given."""
+    return click.option(
+        "--prefix-cache",
+        type=byte_size_or_none,
+        metavar="SIZE",
+        help="Memory for latents of earlier texts; 0 keeps none [default: 256MiB on the CPU, none on a device].",
     )(function)
 
 

@@ -12,12 +12,21 @@ import click
 
 from dsv3export.cli.command import Command
 from dsv3export.cli.loading import load_engine
-from dsv3export.cli.options import PathName, json_option, provider_option, speculate_option, verbose_option
+from dsv3export.cli.options import (
+    PathName,
+    json_option,
+    prefix_cache_option,
+    provider_option,
+    speculate_option,
+    verbose_option,
+)
 from dsv3export.cli.prompt import read_prompt
 from dsv3export.cli.tables import bytes_text, print_json
 from dsv3export.cli.transcript import Stats, Transcript
+from dsv3export.errors import RequestError
 
 if TYPE_CHECKING:
+    from dsv3export.runtime.engine import Engine
     from dsv3export.runtime.providers import Choice
 
 EXAMPLES = (
@@ -25,6 +34,8 @@ EXAMPLES = (
     "dsv3export run tiny.engine --prompt - --json < prompt.txt",
     'dsv3export run tiny.engine --prompt "In the beginning" --temperature 0.7 --top-p 0.95 --seed 1',
     "dsv3export run tiny.engine --prompt-ids 0,12,7 --max-new-tokens 16 --stats",
+    'dsv3export run tiny.engine --interactive --system "Be brief."',
+    "dsv3export run tiny.engine --input-file prompts.jsonl -o answers.jsonl --batch 32",
     'dsv3export run cuda.engine --prompt "And it came to pass" --provider cuda',
 )
 
@@ -33,6 +44,15 @@ EXAMPLES = (
 @click.argument("engine", type=PathName(path_type=Path))
 @click.option("--prompt", metavar="TEXT", help="The prompt; - reads it from stdin.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids separated by commas, taken as they are.")
+@click.option("--interactive", "-i", is_flag=True, help="Talk with the model, by the checkpoint's chat template.")
+@click.option("--system", metavar="TEXT", help="With --interactive: the system message.")
+@click.option("--input-file", type=PathName(path_type=Path), metavar="FILE",
+              help="All prompts of a file: a text a line, or in FILE.jsonl an object with prompt, prompt_token_ids "
+                   "or messages, and options.")  # fmt: skip
+@click.option("--output", "-o", type=PathName(path_type=Path), metavar="FILE",
+              help="With --input-file: write results here; where some are there already, go on.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, metavar="N",
+              help="With --input-file: prompts that run at once.")  # fmt: skip
 @click.option(
     "--max-new-tokens", type=int, metavar="N", help="Stop after N tokens [default: 128, or what the context leaves]."
 )
@@ -47,55 +67,95 @@ EXAMPLES = (
 @click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
+@click.option("--logprobs", type=int, metavar="N",
+              help="With JSON: log-probabilities of each token and of the N likeliest.")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
 @speculate_option
+@prefix_cache_option
 @click.option("--stats", is_flag=True, help="Say times and rates on stderr at the end.")
 @json_option("Print one line of JSON when all is done, instead of streaming.")
 @verbose_option
 def command(
-    engine: Path,
-    prompt: str | None,
-    prompt_ids: str | None,
-    threads: int | None,
-    provider: Choice,
-    speculate: int,
-    stats: bool,
-    as_json: bool,
-    **how: Any,
-) -> None:
-    """Generate text with ENGINE, the directory that `build` wrote.
+    engine: Path, prompt: str | None, prompt_ids: str | None, interactive: bool, system: str | None,
+    input_file: Path | None, output: Path | None, batch: int, threads: int | None, provider: Choice, speculate: int,
+    prefix_cache: int | None, stats: bool, as_json: bool, **how: Any,
+) -> None:  # fmt: skip
+    """Generate text with ENGINE, the directory that `build` wrote: for a prompt, in a conversation, for a file.
 
     The text goes to stdout as it comes, in UTF-8, with a line break at the end.
     """
     from dsv3export.runtime.sampling import SamplingParams
 
-    tokens: str | list[int] = read_prompt(prompt, prompt_ids)
+    _check_modes(interactive, system, input_file, output, as_json, prompt is not None or prompt_ids is not None)
+    single = not interactive and input_file is None
+    tokens = read_prompt(prompt, prompt_ids) if single else ""
     # Checked by the engine too, but a mistake here should not cost the time that loading takes.
     SamplingParams(how["temperature"], how["top_k"], how["top_p"], how["min_p"], how["seed"])
     started = time.perf_counter()
-    loaded = load_engine(engine, threads, provider, speculate=speculate)
+    # A single prompt has nothing before it to begin as.
+    kept = 0 if single else prefix_cache
+    loaded = load_engine(engine, threads, provider, max_batch=batch, speculate=speculate, prefix_cache=kept)
     load_seconds = time.perf_counter() - started
-    if isinstance(tokens, str) and loaded.tokenizer is not None:
-        tokens = loaded.tokenizer.encode(tokens)
+    if interactive:
+        _talk(loaded, system, how, load_seconds if stats else None)
+    elif input_file is not None:
+        from dsv3export.cli.prompt_file import read_prompts
+        from dsv3export.cli.run_file import run_file
+
+        run_file(loaded, read_prompts(input_file, loaded, how), output)
+    else:
+        _continue(loaded, tokens, how, as_json, load_seconds, stats)
+
+
+def _check_modes(
+    interactive: bool, system: str | None, input_file: Path | None, output: Path | None, as_json: bool, prompt: bool
+) -> None:
+    """Raises RequestError for options that do not go together."""
+    if interactive + (input_file is not None) + prompt > 1:
+        expected = "one of --prompt, --prompt-ids, --interactive and --input-file"
+        raise RequestError("prompt", expected=expected, got="several")
+    if system is not None and not interactive:
+        raise RequestError("--system", expected="--interactive with it")
+    if output is not None and input_file is None:
+        raise RequestError("--output", expected="--input-file with it")
+    if as_json and (interactive or input_file is not None):
+        raise RequestError("--json", expected="a single prompt", got="--interactive or --input-file")
+
+
+def _talk(engine: Engine, system: str | None, how: dict[str, Any], load_seconds: float | None) -> None:
+    from dsv3export.cli.chat import chat
+    from dsv3export.runtime.conversation import Conversation
+
+    def say_stats(transcript: Transcript, prompt_tokens: int) -> None:
+        if load_seconds is not None:
+            click.echo(summary(transcript.stats(engine, prompt_tokens, load_seconds)), err=True)
+
+    chat(Conversation.with_engine(engine, system), how, say_stats)
+
+
+def _continue(
+    engine: Engine, prompt: str | list[int], how: dict[str, Any], as_json: bool, load_seconds: float, stats: bool
+) -> None:
+    tokens = engine.tokenizer.encode(prompt) if isinstance(prompt, str) and engine.tokenizer else prompt
     transcript = Transcript()
-    texts = transcript.follow(loaded.stream(tokens, **how))
+    texts = transcript.follow(engine.stream(tokens, **how))
     if as_json:
         for _ in texts:
             pass
     else:
         _print_as_it_comes(texts)
-    measured = transcript.stats(loaded, len(tokens), load_seconds)
+    measured = transcript.stats(engine, len(tokens), load_seconds)
     if as_json:
-        print_json(
-            {
-                "text": transcript.text,
-                "token_ids": transcript.token_ids,
-                "prompt_token_ids": tokens,
-                "finish_reason": transcript.finish_reason,
-                "stats": asdict(measured),
-            }
-        )
+        result = {
+            "text": transcript.text,
+            "token_ids": transcript.token_ids,
+            "prompt_token_ids": tokens,
+            "finish_reason": transcript.finish_reason,
+            "stats": asdict(measured),
+        }
+        logprobs = {} if how["logprobs"] is None else {"logprobs": [asdict(each) for each in transcript.logprobs]}
+        print_json(result | logprobs)
     if stats:
         click.echo(summary(measured), err=True)
 

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsv3export.cli.byte_size import byte_size, byte_size_or_none
+from dsv3export.cli.byte_size import byte_size
 from dsv3export.cli.command import Command
 from dsv3export.cli.loading import load_engine
-from dsv3export.cli.options import PathName, provider_option, quiet_option, speculate_option, verbose_option
+from dsv3export.cli.options import (
+    PathName,
+    prefix_cache_option,
+    provider_option,
+    quiet_option,
+    speculate_option,
+    verbose_option,
+)
 from dsv3export.cli.tables import bytes_text
 
 if TYPE_CHECKING:
@@ -36,8 +43,7 @@ DEFAULT_CONTEXT = 8192
               help="Requests that may wait; more get 429.")  # fmt: skip
 @click.option("--context", type=click.IntRange(1), metavar="N",
               help=f"Tokens of a request, old and new [default: the model's, {DEFAULT_CONTEXT} at most].")  # fmt: skip
-@click.option("--prefix-cache", type=byte_size_or_none, default="256MiB", show_default=True, metavar="SIZE",
-              help="Memory for latents of earlier requests; 0 keeps none.")  # fmt: skip
+@prefix_cache_option
 @click.option("--api-key", envvar="DSV3EXPORT_API_KEY", metavar="KEY",
               help="What clients must send as a bearer token [default: $DSV3EXPORT_API_KEY, or none].")  # fmt: skip
 @click.option("--model-name", metavar="NAME", help="The model's name in the API [default: the engine's folder].")
@@ -53,7 +59,7 @@ DEFAULT_CONTEXT = 8192
 @quiet_option
 @verbose_option
 def command(
-    engine: Path, host: str, port: int, slots: int, max_waiting: int, context: int | None, prefix_cache: int,
+    engine: Path, host: str, port: int, slots: int, max_waiting: int, context: int | None, prefix_cache: int | None,
     api_key: str | None, model_name: str | None, timeout: float, drain: int, max_body: int, threads: int | None,
     provider: Choice, speculate: int, quiet: bool,
 ) -> None:  # fmt: skip

@@ -40,7 +40,7 @@ class AsyncEngine:
 
     @classmethod
     def load(cls, path: str | PathLike[str], threads: int | None = None, *, max_waiting: int = 256, max_batch: int = 8,
-             capacity: int | None = None, prefix_cache: int = 0) -> AsyncEngine:  # fmt: skip
+             capacity: int | None = None, prefix_cache: int | None = None) -> AsyncEngine:  # fmt: skip
         """As `Engine.load`; see there for errors. Blocks while it loads."""
         engine = Engine.load(path, threads, max_batch=max_batch, capacity=capacity, prefix_cache=prefix_cache)
         return cls(engine, max_waiting)

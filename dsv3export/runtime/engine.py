@@ -54,7 +54,7 @@ class Engine:
         capacity: Upper limit on prompt + new tokens; None takes the model's max_position_embeddings.
         prefill_chunk: How many tokens of a prompt are computed at once; bounds the memory of long prompts.
         prefix_cache: Bytes for the latents of finished sequences: a prompt that begins as one of them computes only
-            what is new. 0 keeps none.
+            what is new. 0 keeps none; None takes 256 MiB on the CPU and none on a device.
         speculate: Tokens that the MTP layer drafts for each step, which verifies them all; 0 to 8. What is generated
             stays the same for greedy decoding, and as likely otherwise.
 
@@ -72,7 +72,7 @@ class Engine:
         max_batch: int = 16,
         capacity: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
-        prefix_cache: int = 0,
+        prefix_cache: int | None = 0,
         speculate: int = 0,
     ) -> None:
         _require_positive(max_batch=max_batch, capacity=capacity, prefill_chunk=prefill_chunk)
@@ -99,7 +99,7 @@ class Engine:
         max_batch: int = 16,
         capacity: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
-        prefix_cache: int = 0,
+        prefix_cache: int | None = 0,
         speculate: int = 0,
     ) -> Engine:
         """Opens and checks an engine directory and loads it into its backend.

@@ -74,7 +74,7 @@ BAD_ENGINES = (
     BadEngine("manifest is a list", lambda e: replace_file(e / "engine.json", "[]"), ("engine.json", "object")),
     BadEngine("no weight table", _manifest(lambda m: m.pop("weights")), ("engine.json", "weights")),
     BadEngine("recipe is a number", _manifest(lambda m: m.update(recipe=1)), ("engine.json", "recipe")),
-    BadEngine("another backend", _manifest(lambda m: m["backend"].update(name="tensorrt")), ("backend", "tensorrt")),
+    BadEngine("another backend", _manifest(lambda m: m["backend"].update(name="tensorrt")), ("graphs", "program")),
     BadEngine("bad model config", _manifest(lambda m: m["model"].update(kv_lora_rank=0)), ("kv_lora_rank", "0")),
     BadEngine("offset beyond the file", _range(0, 2**40), ("engine.json", str(2**40))),
     BadEngine("negative offset", _range(0, -8), ("engine.json", "ranges", "-8")),

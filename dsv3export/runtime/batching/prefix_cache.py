@@ -17,6 +17,7 @@ from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 from dsv3export.runtime.session import Session
 
 BLOCK = 64
+_DEFAULT_BYTES = 256 << 20
 
 
 @dataclass(eq=False)
@@ -140,11 +141,13 @@ class PrefixCache:
         self._free.append(leaf.place)
 
 
-def prefix_cache_for(session: Session, nbytes: int, drafting: bool = False) -> PrefixCache | None:
-    """A session's, of that many bytes; None for 0.
+def prefix_cache_for(session: Session, nbytes: int | None, drafting: bool = False) -> PrefixCache | None:
+    """A session's, of that many bytes; None for 0. Where `nbytes` is None, 256 MiB on the CPU and none elsewhere.
 
     Raises BackendError where the cache is not in the host's memory, RequestError where it is to draft and cannot.
     """
+    if nbytes is None:
+        nbytes = _DEFAULT_BYTES if session.cache_on_host else 0
     if not nbytes:
         return None
     if not session.cache_on_host:
