@@ -66,7 +66,7 @@ def frame(benchmark: str, options: argparse.Namespace, models: Models) -> dict[s
     names = ("prefill_tokens", "new_tokens", "passes", "repeats")
     return {
         "benchmark": benchmark,
-        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *_without_paths(sys.argv[1:])]),
+        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *without_paths(sys.argv[1:])]),
         "machine": machine_facts(),
         "model": {"preset": options.preset, "parameters": size.total, "active": size.active},
         "settings": {name: getattr(options, name) for name in names},
@@ -82,7 +82,7 @@ def finish(result: dict[str, Any], options: argparse.Namespace) -> int:
     return 0 if all(one["agree"] for one in compared) else 1
 
 
-def _without_paths(arguments: list[str]) -> list[str]:
+def without_paths(arguments: list[str]) -> list[str]:
     """Folders are this machine's affair."""
     kept: list[str] = []
     skip = False

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import diff_worker
 from benchmarks.meters import Span, memory_bytes, peak_rss_bytes, since_process_start, timed
 from benchmarks.subjects import PROGRAMS, Model
 
@@ -91,7 +92,16 @@ def _pass(model: Model, prompt: list[int], lengths: list[int], new_tokens: int) 
     return Pass(prefill, decode, tokens)
 
 
-KINDS = {"build": build, "limits": limits, "generate": generate, "reference": reference}
+KINDS = {
+    "build": build,
+    "limits": limits,
+    "generate": generate,
+    "reference": reference,
+    "diff": diff_worker.run_diff,
+    "diff_executor": diff_worker.run_executor,
+    "diff_engine": diff_worker.run_engine,
+    "diff_steps": diff_worker.steps,
+}
 
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])

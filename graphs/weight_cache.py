@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
 
+import numpy as np
 import torch
 
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.checkpoint.model_weights import weight_shape
+from dsv3export.checkpoint.model_weights import forget_weight, weight_shape
 from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.packer import ALL, Packer
 from dsv3export.graphs.streamed_bank import Argument, StreamedBank
 from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.graphs.weight_expr import WeightExpr
-from dsv3export.graphs.weight_groups import Group, leaf_names, of_banks, weight_groups
+from dsv3export.graphs.weight_groups import Group, calibrated, leaf_names, of_banks, weight_groups
+from dsv3export.graphs.weight_units import row_cuts
 
 _STREAMED_GROUPS = 3  # gate, up and down of a layer take turns
 
@@ -55,7 +57,10 @@ class WeightCache:
         return self._kept[group][name]
 
     def forget(self) -> None:
-        """Keep none of those that were made."""
+        """Keep none of those that were made, nor the pages of the checkpoint that they were made of."""
+        for group in {*self._kept, *self._latest}:
+            for leaf in {leaf for name in group for leaf in leaf_names(self._exprs[name])}:
+                forget_weight(leaf, self.checkpoint)
         self._kept.clear()
         self._latest.clear()
         self._bytes = 0
@@ -81,11 +86,20 @@ class WeightCache:
         return tensors[name]
 
     def _made(self, group: Group, rows: slice = ALL) -> dict[str, torch.Tensor]:
-        arrays = self._packer.pack_all([self._exprs[member] for member in group], rows)
+        exprs = [self._exprs[member] for member in group]
+        parts = [self._packer.pack_all(exprs, cut) for cut in self._cuts(exprs, rows)]
+        arrays = [pieces[0] if len(pieces) == 1 else np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
         return {
             member: torch_tensor(array if array.flags.writeable else array.copy())
             for member, array in zip(group, arrays, strict=True)
         }
+
+    def _cuts(self, exprs: Sequence[WeightExpr], rows: slice) -> Iterable[slice]:
+        """Packing takes several times what it packs: a large weight is made in parts."""
+        if rows != ALL or not all(expr.inputs for expr in exprs) or any(map(calibrated, exprs)):
+            return [rows]
+        shapes = [weight_shape(leaf, self.checkpoint) for leaf in leaf_names(exprs[0])]
+        return row_cuts(exprs, shapes, gptq=False)
 
     def _keep(self, group: Group, tensors: dict[str, torch.Tensor]) -> None:
         self._kept[group] = tensors

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
 
-from dsv3export.checkpoint import Checkpoint
-from dsv3export.checkpoint.model_weights import checkpoint_tensors, weight_shape
-from dsv3export.checkpoint.validate import SCALE
+from dsv3export.checkpoint.model_weights import forget_weight, weight_shape
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.work import Part, Stage, WorkUnit
 from dsv3export.graphs.calibration import Calibration
@@ -67,7 +65,7 @@ def _units(
     chosen = [exprs[name] for name in group]
     shapes = [weight_shape(leaf, packer.checkpoint) for leaf in leaf_names(chosen[0])]
     gptq = any(map(calibrated, chosen))
-    for rows in _cuts(chosen, shapes, gptq):
+    for rows in row_cuts(chosen, shapes, gptq):
         parts = tuple(_part(planned[name], exprs[name], rows) for name in group)
         memory = _memory(parts, shapes, rows, gptq)
         if gptq and calibration is not None:
@@ -78,21 +76,13 @@ def _units(
 def _make(packer: Packer, exprs: Sequence[WeightExpr], rows: slice) -> Sequence[Array]:
     arrays = packer.pack_all(exprs, rows)
     for leaf in {leaf for expr in exprs for leaf in leaf_names(expr)}:
-        _forget(packer.checkpoint, leaf, rows)
+        # Pages that a unit has read would else count as memory of this process for good.
+        forget_weight(leaf, packer.checkpoint, rows)
     return arrays
 
 
-def _forget(checkpoint: Checkpoint, leaf: str, rows: slice) -> None:
-    """The pages of the checkpoint that a unit has read would else count as memory of this process for good."""
-    sources = checkpoint_tensors(leaf, checkpoint.config)
-    for source in sources if len(sources) == 1 else sources[rows]:
-        for stored in (source, f"{source}{SCALE}"):
-            if stored in checkpoint.tensors:
-                checkpoint.forget(stored)
-
-
-def _cuts(exprs: Sequence[WeightExpr], shapes: Sequence[tuple[int, ...]], gptq: bool) -> Iterator[slice]:
-    """Ranges of the first axis of the leaves that are made at once."""
+def row_cuts(exprs: Sequence[WeightExpr], shapes: Sequence[tuple[int, ...]], gptq: bool) -> Iterator[slice]:
+    """Ranges of the first axis of the leaves that are made at once; where the cuts are does not change a byte."""
     count = shapes[0][0] if shapes[0] else 1
     each = sum(prod(shape[1:]) for shape in shapes)
     if all(map(of_banks, exprs)):

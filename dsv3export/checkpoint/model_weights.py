@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3export.checkpoint.checkpoint import Checkpoint
+from dsv3export.checkpoint.validate import SCALE
 from dsv3export.config import ModelConfig
 from dsv3export.rope import inverse_frequencies
 
@@ -58,3 +59,12 @@ def load_float32(name: str, checkpoint: Checkpoint, rows: slice = slice(None)) -
     for index, source in enumerate(chosen):
         bank[index] = checkpoint.float32(source)
     return bank
+
+
+def forget_weight(name: str, checkpoint: Checkpoint, rows: slice = slice(None)) -> None:
+    """Let go of the pages of the checkpoint that a weight, or some experts of a bank, was read from."""
+    sources = checkpoint_tensors(name, checkpoint.config)
+    for source in sources if len(sources) == 1 else sources[rows]:
+        for stored in (source, f"{source}{SCALE}"):
+            if stored in checkpoint.tensors:
+                checkpoint.forget(stored)

@@ -75,6 +75,7 @@ class EngineStages:
         caches = [empty_caches(format, self.config, call, length) for length in self._lengths]
         yield _OpenStage(graph, call, shown, self._flow, caches, biases)
         self._flow.forget(call)
+        self._files.release_pages()
 
     def _model(self, part: Part) -> ir.Model:
         # Read anew for each stage: what is taken out of it and exposed in it is never put back.

@@ -45,6 +45,9 @@ def round_activations(x: Tensor, group: int) -> Tensor:
     return rounded[..., :width]
 
 
+_DEQUANTISED_AT_ONCE = 1 << 23
+
+
 @torch.library.custom_op("dsv3::linear_int", mutates_args=())
 def linear_int(
     x: Tensor, qweight: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int, group: int, activations: str
@@ -62,7 +65,14 @@ def linear_int(
         [..., N].
     """
     rounded = round_activations(x, group) if activations == "int8" else x
-    return rounded @ dequantise(qweight, scale, zero_point, bits, group, x.shape[-1]).T
+    # To dequantise takes several times the float weights: a wide head is multiplied some rows at a time.
+    step = max(1, _DEQUANTISED_AT_ONCE // x.shape[-1])
+    parts = [
+        rounded @ dequantise(qweight[rows], scale[rows], None if zero_point is None else zero_point[rows], bits, group,
+                             x.shape[-1]).T
+        for rows in (slice(begin, begin + step) for begin in range(0, len(qweight), step))
+    ]  # fmt: skip
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 @linear_int.register_fake
