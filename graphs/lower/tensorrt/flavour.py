@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from dsv3export.runtime.tensorrt_module import FlavourName
-
-Carrier = Literal["native", "plugin"]
 
 
 @dataclass(frozen=True)
