@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+
+import numpy as np
 
 from dsv3export.recipe import Precision, Scheme
+from dsv3export.sensitivity.front import pareto_front
 from dsv3export.sensitivity.units import Unit
 
 # A mix whose divergence is this much of the bound is not improved upon.
@@ -55,43 +57,20 @@ class Mix:
 
 
 def choose(options: Options, target: Target, fixed_bytes: int) -> Choice:
-    """The fewest bytes whose divergences add up to at most `max_kl`, greedily.
+    """The fewest bytes whose divergences add up to at most `max_kl`; without that bound, the least divergence.
 
-    Without that bound, the least divergence within `max_bytes`. All units start at their fewest bytes and are raised in
-    the order of what a byte gains, along the lower convex hull of each one's options; what turns out not to have been
-    needed is taken back.
+    Never more than `max_bytes`, if there is a choice of so few. Where none is good enough, the best of those.
 
     Args:
         fixed_bytes: Of weights that belong to no unit.
     """
-    hulls = {unit: convex_hull(each) for unit, each in options.items()}
-    choice = {unit: hull[0] for unit, hull in hulls.items()}
-    steps = [(unit, a, b) for unit, hull in hulls.items() for a, b in pairwise(hull)]
-    # Stable, so that equal gains come in the order of computation.
-    steps.sort(key=lambda step: -_gain(step[1], step[2]))
-    stuck: set[Unit] = set()
-    for unit, before, after in steps:
-        if total_kl(choice) <= target.max_kl < math.inf:
-            break
-        if unit in stuck:
-            continue
-        if total_bytes(choice, fixed_bytes) + after.nbytes - before.nbytes > target.max_bytes:
-            stuck.add(unit)
-            continue
-        choice[unit] = after
-    return _trimmed(choice, hulls, target.max_kl)
-
-
-def convex_hull(options: Sequence[Option]) -> list[Option]:
-    """Those that no other option, nor a mixture of two others, betters: ascending bytes, ever less gained by a byte."""
-    hull: list[Option] = []
-    for option in sorted(options, key=lambda each: (each.nbytes, each.kl)):
-        if hull and option.kl >= hull[-1].kl:
-            continue
-        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], option):
-            hull.pop()
-        hull.append(option)
-    return hull
+    front = pareto_front({unit: [(each.nbytes, each.kl) for each in known] for unit, known in options.items()})
+    small = int(np.searchsorted(front.nbytes, target.max_bytes - fixed_bytes, side="right"))
+    good = len(front.kl)
+    if math.isfinite(target.max_kl):
+        good = int(np.searchsorted(-front.kl, -target.max_kl))
+    chosen = front.choice(max(min(good, small - 1), 0))
+    return {unit: options[unit][place] for unit, place in chosen.items()}
 
 
 def total_kl(choice: Choice) -> float:
@@ -139,21 +118,3 @@ def best(tried: Sequence[Mix], target: Target) -> Mix | None:
     if small:
         return min(small, key=lambda mix: mix.measured_kl)
     return min(tried, key=lambda mix: mix.nbytes, default=None)
-
-
-def _trimmed(choice: Choice, hulls: Mapping[Unit, Sequence[Option]], max_kl: float) -> Choice:
-    """Each raise that the bound does without is taken back, the most bytes first."""
-    if math.isinf(max_kl):
-        return choice
-    for unit in sorted(choice, key=lambda each: -choice[each].nbytes):
-        hull = hulls[unit]
-        place = hull.index(choice[unit])
-        while place and total_kl(choice) - hull[place].kl + hull[place - 1].kl <= max_kl:
-            place -= 1
-            choice[unit] = hull[place]
-    return choice
-
-
-def _gain(before: Option, after: Option) -> float:
-    """Divergence less for each byte more."""
-    return (before.kl - after.kl) / max(after.nbytes - before.nbytes, 1)
