@@ -14,13 +14,14 @@ import pytest
 from dsv3export import Engine
 from dsv3export.engine.program import PROGRAM, Program
 from dsv3export.errors import InternalError, ResourceError
+from dsv3export.graphs import Executor
 from dsv3export.runtime.generation import prompt_logits
 from dsv3export.runtime.latent_cache import LatentCache
 from dsv3export.runtime.tensorrt.session import TensorRTSession
 from tests.e2e.goldens import Golden, greedy
 from tests.support.compare import LOGITS, assert_close
 from tests.support.emulated.driver import EmulatedDriver
-from tests.support.emulated.engines import LIMITS, Emulation, RecordedEngine, emulate
+from tests.support.emulated.engines import LIMITS, Emulation, RecordedEngine, emulate, recorded_engine
 
 # Of the goldens' prompts those that leave room for some tokens in 128; their lengths are 1, 2, 7, 22, 16 and 64.
 PROMPTS = range(6)
@@ -62,6 +63,14 @@ def test_an_fp8_checkpoint(
     golden = Golden("fp8", tiny_fp8, goldens("fp8"))
     session = emulate(recorded_fp8).session
     assert greedy(session, [golden.ids(prompt) for prompt in (2, 3)], 6, 2) == continued(golden, 6, (2, 3))
+
+
+def test_integer_weights_are_the_executors(golden: Golden, tiny_bf16: Path, tmp_path: Path) -> None:
+    """int4 experts and projections, int8 attention and head: their bytes reach the engines as those want them."""
+    engine = recorded_engine(tiny_bf16, tmp_path / "int4.engine", precision="int4", compute="fp32")
+    executor = Executor.from_checkpoint(tiny_bf16, recipe=engine.files().manifest.recipe)
+    logits = prompt_logits(emulate(engine).session, golden.ids(3))
+    assert_close(logits, executor.logits(golden.ids(3)), LOGITS)
 
 
 def test_full_tensorrt(golden: Golden, recorded: RecordedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
