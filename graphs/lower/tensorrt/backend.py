@@ -68,7 +68,8 @@ class TensorRTBackend:
         graph = graphs["trunk"]
         compute, limits = self._compute(recipe), limits_for(self._asked, config)
         limits = replace(limits, capacity=aligned_capacity(limits.capacity, config, recipe.cache))
-        types = Types(FLOAT_TYPES[compute], FLOAT_TYPES[recipe.cache], limits.capacity)
+        step_tokens = limits.slots * (1 + limits.draft)
+        types = Types(FLOAT_TYPES[compute], FLOAT_TYPES[recipe.cache], limits.capacity, step_tokens)
         version = str(self._trt.__version__)
         timing = TimingCache.of_user(version) if self._flavour.measures else None
         target = Target(self._trt, self._flavour, rows_for(self._flavour), types, limits, self._devices, timing)

@@ -18,21 +18,25 @@ from dsv3export.graphs.spec import dims_of
 from dsv3export.graphs.values import is_weight
 
 LENGTH = "length"
+# More tokens than this read a weight so often that it is better made into numbers once.
+_FEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class Types:
-    """safetensors names of the types that a network computes in.
+    """The types, as safetensors names them, and sizes that a network is defined for.
 
     Attributes:
         compute: Of activations.
         cache: Of the latent cache.
         capacity: Rows of a slot of the cache; TensorRT wants to know them.
+        step_tokens: Most tokens of a decode step, those of all slots together.
     """
 
     compute: str
     cache: str
     capacity: int
+    step_tokens: int = 1
 
 
 class Emitter(Layers):
@@ -61,6 +65,11 @@ class Emitter(Layers):
         self.aliases: dict[str, str] = {}
         self._tensors: dict[ir.Value, ITensor] = {}
         self._length: ITensor | None = None
+
+    @property
+    def few_tokens(self) -> bool:
+        """Whether each token may read the weights for itself."""
+        return self.phase == "decode" and self.types.step_tokens <= _FEW_TOKENS
 
     @property
     def length(self) -> ITensor:

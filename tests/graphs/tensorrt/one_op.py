@@ -82,7 +82,7 @@ def define_op(trt: Module, case: Case, compute: str, phase: Phase, most: int = 0
 
 def built_of_shapes(
     trt: Module, op: str, inputs: Ports, outputs: Mapping[str, Shape], attributes: Mapping[str, object], phase: Phase,
-    sizes: Mapping[str, tuple[int, int, int]],
+    sizes: Mapping[str, tuple[int, int, int]], step_tokens: int = 1,
 ) -> bytes:  # fmt: skip
     """The engine of an op of these shapes, activations in bfloat16, a cache of 4096 rows.
 
@@ -91,7 +91,9 @@ def built_of_shapes(
     """
     graph = op_graph(op, inputs, outputs, attributes)
     nothing = Case(op, "shapes", {}, attributes)
-    one = _define(trt, nothing, graph, Types("BF16", "BF16", 4096), phase, {**sizes, "length": (1, 2048, 4096)})
+    one = _define(
+        trt, nothing, graph, Types("BF16", "BF16", 4096, step_tokens), phase, {**sizes, "length": (1, 2048, 4096)}
+    )
     engine = one.builder.build_serialized_network(one.network, one.config)
     assert engine is not None, one.errors
     return bytes(engine)

@@ -80,7 +80,7 @@ def _through(
     x, ids, weights = inputs[:3]
     ids, weights = emitter.cast(ids, emitter.trt.DataType.INT32), emitter.cast(weights, emitter.float32)
     experts = Experts(x, ids, weights, *banks, node_dims(node), group)
-    form = _of_chosen if emitter.phase == "decode" else _of_all
+    form = _of_chosen if emitter.few_tokens else _of_all
     return emitter.cast(form(emitter, experts), emitter.compute)
 
 

@@ -49,17 +49,17 @@ def _linear_int(emitter: Emitter, node: ir.Node, inputs: Inputs) -> Sequence[ITe
     bits, group = (int(node.attributes[name].value) for name in ("bits", "group"))
     seen = rounded_to_int8(emitter, x, group) if node.attributes["activations"].value == "int8" else x
     values = int_groups(emitter, weight, scale, offset[0] if offset else None, bits, int(x.shape[-1]))
-    return [_for_phase(emitter, seen, values)]
+    return [_product(emitter, seen, values)]
 
 
 def _linear_fp8(emitter: Emitter, node: ir.Node, inputs: Inputs) -> Sequence[ITensor]:
     x, weight, scale = inputs
-    return [_for_phase(emitter, x, fp8_blocks(emitter, weight, scale))]
+    return [_product(emitter, x, fp8_blocks(emitter, weight, scale))]
 
 
-def _for_phase(emitter: Emitter, x: ITensor, weight: ITensor) -> ITensor:
+def _product(emitter: Emitter, x: ITensor, weight: ITensor) -> ITensor:
     """The product, rounded once to the type of activations."""
-    if emitter.phase == "decode":
+    if emitter.few_tokens:
         return emitter.cast(project_exactly(emitter, x, weight), emitter.compute)
     return project(emitter, x, weight)
 

@@ -10,11 +10,15 @@ from math import prod
 
 # Bits per element by the plan's names of types; a type that is not here is taken for the widest.
 _BITS = {"float": 32, "int32": 32, "bf16": 16, "half": 16, "int8": 8, "bool": 8, "fp8_e4m3": 8, "int4": 4}
-_TENSOR = re.compile(r'tensor=\{[^\n]*?dims=\{ ([^}\n]*) \}[^\n]*?region="?(devmem[^" ]*)"? [^\n]*?type=(\w+)')
+_TENSOR = re.compile(
+    r'tensor=\{(?![^\n]*is_scratchspace=1)[^\n]*?dims=\{ ([^}\n]*) \}[^\n]*?region="?(devmem[^" ]*)"? [^\n]*?type=(\w+)'
+)
 
 
 def largest_buffer(plan: bytes) -> int:
     """Bytes of the largest tensor that layers hand on by way of memory; each run-time size counts as 1.
+
+    Kernels' scratch space does not count.
 
     Raises ValueError if the plan's text has no such tensor.
     """

@@ -97,3 +97,15 @@ def test_a_weight_becomes_numbers_in_memory_in_a_prefill_only(trt: Module, phase
     sizes = {"B": (1, 1, 2), "S": (1, 1, 2)}
     plan = built_of_shapes(trt, "LinearFp8Block", ports, y, {"activations": "none"}, phase, sizes)
     assert largest_buffer(plan) == (rows * columns * 2 if phase == "prefill" else rows * 4)
+
+
+def test_a_step_of_many_tokens_makes_a_weight_into_numbers_once(trt: Module) -> None:
+    ports: Ports = {"x": (F32, ("B", "S", HIDDEN)), "weight": (F8, (256, HIDDEN)), "scale": (F32, (2, 56))}
+    plans = [
+        built_of_shapes(
+            trt, "LinearFp8Block", ports, {"y": ("B", "S", 256)}, {"activations": "none"}, "decode",
+            {"B": (1, tokens, tokens), "S": (1, 1, 1)}, step_tokens=tokens,
+        )
+        for tokens in (32, 33)
+    ]  # fmt: skip
+    assert [largest_buffer(plan) for plan in plans] == [256 * 4, 256 * HIDDEN * 2]
