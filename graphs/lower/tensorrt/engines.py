@@ -121,6 +121,9 @@ def _config(target: Target, builder: IBuilder) -> IBuilderConfig:
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # TensorRT-RTX: an engine that takes memory of its own while it runs cannot be part of a CUDA graph.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if target.flavour.plugins:
+        # The cache's plugin updates it in place.
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     if target.timing is not None:
         target.timing.give(config)
     if target.devices:

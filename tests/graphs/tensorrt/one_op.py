@@ -11,13 +11,14 @@ import torch
 
 from dsv3export.engine.program import Phase, Port
 from dsv3export.graphs.lower.tensorrt.emit import Emitter, Types
-from dsv3export.graphs.lower.tensorrt.flavour import RTX
+from dsv3export.graphs.lower.tensorrt.flavour import RTX, Flavour
 from dsv3export.graphs.lower.tensorrt.log import make_logger
 from dsv3export.graphs.lower.tensorrt.network import define
 from dsv3export.graphs.lower.tensorrt.objects import IBuilder, IBuilderConfig, INetwork, Module
 from dsv3export.graphs.lower.tensorrt.prepare import prepare
 from dsv3export.graphs.lower.tensorrt.recorder import Recorder
 from dsv3export.graphs.lower.tensorrt.replay import replay_of
+from dsv3export.graphs.lower.tensorrt.row import Key, Row
 from dsv3export.graphs.lower.tensorrt.rows import NATIVE_ROWS
 from dsv3export.graphs.packing import PACKINGS
 from dsv3export.graphs.rewrite import GraphWithWeights
@@ -61,7 +62,15 @@ class OneOp:
     errors: list[str]
 
 
-def define_op(trt: Module, case: Case, compute: str, phase: Phase, most: int = 0) -> OneOp:
+def define_op(
+    trt: Module,
+    case: Case,
+    compute: str,
+    phase: Phase,
+    most: int = 0,
+    rows: Mapping[Key, Row] = NATIVE_ROWS,
+    flavour: Flavour = RTX,
+) -> OneOp:
     """Define the network of a case.
 
     Args:
@@ -77,7 +86,7 @@ def define_op(trt: Module, case: Case, compute: str, phase: Phase, most: int = 0
         for symbol, size in zip(_symbols(case, name), array.shape, strict=False)
     }
     length = _length(case) if "q_nope" in case.inputs else 1
-    return _define(trt, case, graph, types, phase, {**sizes, "length": (1, length, capacity)})
+    return _define(trt, case, graph, types, phase, {**sizes, "length": (1, length, capacity)}, rows, flavour)
 
 
 def built_of_shapes(
@@ -101,15 +110,15 @@ def built_of_shapes(
 
 def _define(
     trt: Module, case: Case, graph: GraphWithWeights, types: Types, phase: Phase,
-    sizes: Mapping[str, tuple[int, int, int]],
+    sizes: Mapping[str, tuple[int, int, int]], rows: Mapping[Key, Row] = NATIVE_ROWS, flavour: Flavour = RTX,
 ) -> OneOp:  # fmt: skip
-    prepared = prepare(graph, NATIVE_ROWS)
+    prepared = prepare(graph, rows)
     (function,) = prepared.model.functions.values()
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     results = [f"{port.name}_out" for port in OPS[case.op].outputs]
-    emitter = define(trt, network, function, results, NATIVE_ROWS, RTX, types, phase)
+    emitter = define(trt, network, function, results, rows, flavour, types, phase)
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     for port in emitter.inputs:
         if port.host:

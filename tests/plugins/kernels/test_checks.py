@@ -26,6 +26,7 @@ def outcomes() -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_kernels_compute_what_their_op_defines(op: str, outcomes: list[dict[str, Any]]) -> None:
     rows = [row for row in outcomes if row["op"] == op]

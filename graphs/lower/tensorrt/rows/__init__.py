@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dsv3export.errors import InternalError
 from dsv3export.graphs.lower.tensorrt.flavour import Flavour
 from dsv3export.graphs.lower.tensorrt.row import Key, Row
-from dsv3export.graphs.lower.tensorrt.rows import attention, cache, experts, linear, route, standard
+from dsv3export.graphs.lower.tensorrt.rows import attention, cache, experts, linear, plugins, route, standard
 
 
 def joined(tables: Sequence[Mapping[Key, Row]]) -> Mapping[Key, Row]:
@@ -25,8 +25,9 @@ def joined(tables: Sequence[Mapping[Key, Row]]) -> Mapping[Key, Row]:
 
 
 NATIVE_ROWS = joined((standard.ROWS, linear.ROWS, cache.ROWS, attention.ROWS, route.ROWS, experts.ROWS))
+PLUGIN_ROWS: Mapping[Key, Row] = {**NATIVE_ROWS, **plugins.ROWS}
 
 
 def rows_for(flavour: Flavour) -> Mapping[Key, Row]:
     """The rows of a flavour, by domain and op type."""
-    return NATIVE_ROWS
+    return PLUGIN_ROWS if flavour.plugins else NATIVE_ROWS

@@ -52,28 +52,26 @@ class Attention:
     dims: Dims
 
 
-def _mla_attention(emitter: Emitter, node: ir.Node, inputs: Inputs) -> Sequence[ITensor]:
-    q_nope, q_pe, cache, kv_b, start = inputs
-    return _attend(emitter, node, (q_nope, q_pe, cache, start), *_parts(emitter, node, kv_b))
+def mla_attention(emitter: Emitter, node: ir.Node, inputs: Inputs) -> Sequence[ITensor]:
+    q_nope, q_pe, cache, *weights, start = inputs
+    return _attend(emitter, node, (q_nope, q_pe, cache, start), *up_projections(emitter, node, weights))
 
 
-def _mla_attention_fp8(emitter: Emitter, node: ir.Node, inputs: Inputs) -> Sequence[ITensor]:
-    q_nope, q_pe, cache, kv_b, kv_b_scale, start = inputs
-    value = fp8_blocks(emitter, kv_b, kv_b_scale)
-    return _attend(emitter, node, (q_nope, q_pe, cache, start), *_parts(emitter, node, value))
-
-
-def _mla_attention_int(emitter: Emitter, node: ir.Node, inputs: Inputs) -> Sequence[ITensor]:
-    q_nope, q_pe, cache, w_uk, w_uk_scale, w_uv, w_uv_scale, start = inputs
-    parts = [
-        emitter.cast(emitter.mul(emitter.cast(numbers, emitter.float32), scale), emitter.compute)
-        for numbers, scale in ((w_uk, w_uk_scale), (w_uv, w_uv_scale))
-    ]
-    return _attend(emitter, node, (q_nope, q_pe, cache, start), *parts)
+def up_projections(emitter: Emitter, node: ir.Node, weights: Inputs) -> tuple[ITensor, ITensor]:
+    """W^UK [H, Dn, Dc] and W^UV [H, Dc, Dv] in the type of activations, of an attention's weights in any form."""
+    if node.op_type == "MlaAttentionInt":
+        pairs = zip(weights[::2], weights[1::2], strict=True)
+        w_uk, w_uv = (
+            emitter.cast(emitter.mul(emitter.cast(numbers, emitter.float32), scale), emitter.compute)
+            for numbers, scale in pairs
+        )
+        return w_uk, w_uv
+    (kv_b,) = weights if len(weights) == 1 else [fp8_blocks(emitter, *weights)]
+    return _parts(emitter, node, kv_b)
 
 
 def _parts(emitter: Emitter, node: ir.Node, kv_b: ITensor) -> tuple[ITensor, ITensor]:
-    """W^UK [H, Dn, Dc] and W^UV [H, Dc, Dv] of kv_b_proj's weight [H*(Dn+Dv), Dc]."""
+    """W^UK and W^UV of kv_b_proj's weight [H*(Dn+Dv), Dc]."""
     dims = node_dims(node)
     heads, nope, value, latent = (dims[name] for name in ("H", "Dn", "Dv", "Dc"))
     per_head = emitter.reshape(emitter.cast(kv_b, emitter.compute), [heads, nope + value, latent])
@@ -108,18 +106,31 @@ def _seen(emitter: Emitter, cache: ITensor) -> ITensor:
 
 def _absorbed(emitter: Emitter, a: Attention) -> ITensor:
     """Attention in the latent space, all heads of a slot over the same keys: [B, S, H*Dv]."""
-    heads, nope, value, latent = (a.dims[name] for name in ("H", "Dn", "Dv", "Dc"))
+    heads, latent = a.dims["H"], a.dims["Dc"]
     slots, tokens, length = emitter.dim(a.q_nope, 0), emitter.dim(a.q_nope, 1), emitter.dim(a.latent, 1)
-    by_head = emitter.reshape(emitter.transpose(a.q_nope, [2, 0, 1, 3]), [heads, -1, nope])
-    absorbed = emitter.reshape(emitter.matmul(by_head, a.w_uk), [heads, slots, tokens, latent])
-    query = emitter.concat([emitter.transpose(absorbed, [1, 2, 0, 3]), a.q_pe], 3)
+    query = emitter.concat([absorbed_query(emitter, a.q_nope, a.w_uk, a.dims), a.q_pe], 3)
     rows = emitter.reshape(query, [slots, -1, int(a.latent.shape[2])])
     products = emitter.reshape(emitter.matmul(rows, a.latent, transpose_b=True), [slots, tokens, heads, length])
     weights = emitter.reshape(_weights(emitter, a, products), [slots, -1, length])
     mixed = emitter.matmul(weights, emitter.slice(a.latent, [0, 0, 0], [slots, length, latent]))
+    return values_of(emitter, mixed, a.w_uv, (slots, tokens), a.dims)
+
+
+def absorbed_query(emitter: Emitter, q_nope: ITensor, w_uk: ITensor, dims: Dims) -> ITensor:
+    """q_nope [B, S, H, Dn] through W^UK: [B, S, H, Dc], the query of the latent space."""
+    heads, nope, latent = (dims[name] for name in ("H", "Dn", "Dc"))
+    slots, tokens = emitter.dim(q_nope, 0), emitter.dim(q_nope, 1)
+    by_head = emitter.reshape(emitter.transpose(q_nope, [2, 0, 1, 3]), [heads, -1, nope])
+    absorbed = emitter.reshape(emitter.matmul(by_head, w_uk), [heads, slots, tokens, latent])
+    return emitter.transpose(absorbed, [1, 2, 0, 3])
+
+
+def values_of(emitter: Emitter, mixed: ITensor, w_uv: ITensor, lead: tuple[Size, Size], dims: Dims) -> ITensor:
+    """Mixed latents, B * S * H of Dc numbers, through W^UV: [B, S, H*Dv]."""
+    heads, value, latent = (dims[name] for name in ("H", "Dv", "Dc"))
     by_head = emitter.transpose(emitter.reshape(mixed, [-1, heads, latent]), [1, 0, 2])
-    out = emitter.transpose(emitter.matmul(by_head, a.w_uv), [1, 0, 2])
-    return emitter.reshape(out, [slots, tokens, heads * value])
+    out = emitter.transpose(emitter.matmul(by_head, w_uv), [1, 0, 2])
+    return emitter.reshape(out, [*lead, heads * value])
 
 
 def _weights(emitter: Emitter, a: Attention, products: ITensor) -> ITensor:
@@ -183,7 +194,5 @@ def _fused(emitter: Emitter, query: ITensor, key: ITensor, value: ITensor, visib
 
 
 ROWS: Mapping[Key, Row] = {
-    (DOMAIN, "MlaAttention"): Row(_mla_attention),
-    (DOMAIN, "MlaAttentionFp8Block"): Row(_mla_attention_fp8),
-    (DOMAIN, "MlaAttentionInt"): Row(_mla_attention_int),
+    (DOMAIN, op): Row(mla_attention) for op in ("MlaAttention", "MlaAttentionFp8Block", "MlaAttentionInt")
 }
