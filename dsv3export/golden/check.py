@@ -61,7 +61,7 @@ def measure(
     if document.values and model.stages is not None:
         layers = LayerCheck(golden)
         yield from layers.measurements(model.stages([prompt.ids for prompt in document.prompts]), progress)
-        skipped += [f"{name}: the model does not show it" for name in layers.missing]
+        skipped += layers.not_compared()
     elif document.values:
         skipped.append("layers and routers: the model was not looked into")
     if model.session is None:

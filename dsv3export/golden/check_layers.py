@@ -21,11 +21,7 @@ _RIGHT_SIZE = "other sizes than in the golden"
 
 
 class LayerCheck:
-    """Compares a model that runs layer by layer.
-
-    Attributes:
-        missing: Values of the golden that the model does not show, after `measurements` has ended.
-    """
+    """Compares a model that runs layer by layer."""
 
     def __init__(self, golden: Golden) -> None:
         self._document, self._arrays = golden.document, golden.arrays
@@ -35,7 +31,7 @@ class LayerCheck:
         self._places = [slice(int(end) - length, int(end)) for end, length in zip(ends, lengths, strict=True)]
         # Tokens that went through other experts: what follows is not the same computation.
         self._same = [np.ones(length, np.bool_) for length in lengths]
-        self.missing = dict.fromkeys(self._values)
+        self._missing = set(self._values)
 
     def measurements(self, model: StagedModel, progress: Progress) -> Iterator[Measurement]:
         """In the order in which the model computes."""
@@ -43,11 +39,21 @@ class LayerCheck:
             for name in seen.order:
                 if name not in self._values:
                     continue
-                self.missing.pop(name, None)
+                self._missing.discard(name)
                 if name in seen.rows:
                     yield from self._value(self._values[name], seen)
                 else:
                     yield from self._router(self._values[name], seen.prompt, seen.router_rows)
+
+    def not_compared(self) -> list[str]:
+        """What of the golden the model has not shown, after `measurements` has ended; whole layers as such."""
+        shown = {value.stage for value in self._values.values() if value.name not in self._missing}
+        left = [value for value in self._values.values() if value.name in self._missing]
+        return list(dict.fromkeys(
+            f"{value.name}: the model does not show it" if value.stage in shown
+            else f"{value.stage}: the model does not have this layer"
+            for value in left
+        ))  # fmt: skip
 
     def _value(self, value: LayerValue, seen: StageRows) -> Iterator[Measurement]:
         rows, place = seen.rows[value.name], self._places[seen.prompt]

@@ -14,7 +14,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from dsv3export.dtypes import NUMPY
 from dsv3export.golden import Golden
+from dsv3export.golden.document import LayerValue
 from dsv3export.golden.profile import find_profile
 from dsv3export.golden.results import METRICS
 from dsv3export.graphs.build import build_engine
@@ -347,3 +349,18 @@ def test_bad_calibrations(
     quick = ("--without-layers", "--write", "-q", *([] if "--threads" in options else ["--threads", "1"]))
     assert_refused(run_here("golden", "calibrate", tiny_engine, golden, *quick, *options), says, tmp_path)
     assert golden.read_bytes() == recorded.read_bytes()
+
+
+def test_a_layer_that_an_engine_lacks_is_said_once(recorded: Path, tiny_bf16: Path, tmp_path: Path) -> None:
+    """The golden has the MTP layer; an engine may be built without."""
+    golden = Golden.read(recorded)
+    extra = LayerValue("layers.9.mlp.experts", "layers.9", 4)
+    more = replace(golden.document, values=(*golden.document.values, extra, replace(extra, name="layers.9")))
+    arrays = {
+        name: golden.arrays.get(name, np.zeros(shape, NUMPY[dtype])) for name, (dtype, shape) in more.arrays().items()
+    }
+    (tmp_path / "more.golden").write_bytes(Golden(more, arrays).to_bytes())
+    outcome = run_here("golden", "check", tiny_bf16, tmp_path / "more.golden", "-q")
+    assert outcome.code == 0
+    assert outcome.out.count("layers.9: the model does not have this layer") == 1
+    assert "layers.9.mlp" not in outcome.out
