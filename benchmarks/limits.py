@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from dsv3export.bench.bandwidth import best_seconds, larger_than_caches, read_bandwidth
 
 _MATRIX = 2048
-_ROUNDS = 5
-_LAST_LEVEL_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclass(frozen=True)
@@ -48,31 +40,7 @@ class Limits:
 def measure_limits(threads: int, array_bytes: int | None = None) -> Limits:
     """Measure with `threads` threads; the process must have been started with OPENBLAS_NUM_THREADS=1."""
     size = array_bytes or larger_than_caches()
-    return Limits(_read(threads, size), _multiply(threads), size)
-
-
-def larger_than_caches() -> int:
-    """Bytes: twice the largest cache, at least 1 GiB."""
-    sizes = [path.read_text(encoding="ascii").strip() for path in _LAST_LEVEL_CACHE.glob("index*/size")]
-    return max([2**30, *(2 * int(size[:-1]) * _UNITS[size[-1]] for size in sizes)])
-
-
-def _read(threads: int, size: int) -> float:
-    parts = np.array_split(np.ones(size // 4, np.float32), threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return max(
-            size / _best_seconds(partial(_each, pool, kernel, parts)) for kernel in (_dot_with_itself, np.add.reduce)
-        )
-
-
-def _dot_with_itself(part: NDArray[np.float32]) -> np.float32:
-    product: np.float32 = np.dot(part, part)
-    return product
-
-
-def _each(pool: ThreadPoolExecutor, kernel: Callable[..., Any], parts: list[NDArray[np.float32]]) -> None:
-    for future in [pool.submit(kernel, part) for part in parts]:
-        future.result()
+    return Limits(read_bandwidth(threads, size), _multiply(threads), size)
 
 
 def _multiply(threads: int) -> float:
@@ -80,13 +48,4 @@ def _multiply(threads: int) -> float:
 
     torch.set_num_threads(threads)
     left, right = torch.ones(_MATRIX, _MATRIX), torch.ones(_MATRIX, _MATRIX)
-    return 2 * _MATRIX**3 / _best_seconds(lambda: left @ right)
-
-
-def _best_seconds(action: Callable[[], Any]) -> float:
-    seconds = []
-    for _ in range(_ROUNDS):
-        started = perf_counter()
-        action()
-        seconds.append(perf_counter() - started)
-    return min(seconds)
+    return 2 * _MATRIX**3 / best_seconds(lambda: left @ right)

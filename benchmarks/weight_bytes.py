@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from benchmarks.subjects import Subject
+from dsv3export.bench.traffic import bytes_read, engine_weights
 from dsv3export.checkpoint import Checkpoint, expected_tensors
 from dsv3export.config import ModelConfig
 from dsv3export.engine.reader import EngineFiles
@@ -32,9 +33,7 @@ def weight_bytes(subject: Subject, config: ModelConfig) -> WeightBytes:
 
 
 def _of_engine(subject: Subject, config: ModelConfig) -> Iterable[tuple[str, int]]:
-    files = EngineFiles.open(subject.model)
-    mtp = tuple(f"model.layers.{layer}." for layer in config.mtp_layer_ids)
-    return [(entry.name, entry.nbytes) for entry in files.manifest.weights if not entry.name.startswith(mtp)]
+    return engine_weights(EngineFiles.open(subject.model).manifest, config)
 
 
 def _of_gguf(subject: Subject, config: ModelConfig) -> Iterable[tuple[str, int]]:
@@ -53,15 +52,4 @@ _SIZES = {"dsv3export": _of_engine, "llama.cpp": _of_gguf, "transformers": _of_c
 
 def _sum(sizes: Iterable[tuple[str, int]], config: ModelConfig) -> WeightBytes:
     sizes = list(sizes)
-    return WeightBytes(
-        sum(size for _, size in sizes), sum(size * _share_per_token(name, config) for name, size in sizes)
-    )
-
-
-def _share_per_token(name: str, config: ModelConfig) -> float:
-    """By how checkpoint, engine and GGUF name routed experts and the embedding."""
-    if ".mlp.experts." in name or "_exps." in name:
-        return config.num_experts_per_tok / (config.n_routed_experts or 1)
-    if "embed_tokens" in name or "token_embd" in name:
-        return 1 / config.vocab_size
-    return 1.0
+    return WeightBytes(sum(size for _, size in sizes), bytes_read(sizes, config))

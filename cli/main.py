@@ -23,6 +23,7 @@ COMMANDS = (
     CommandEntry("build", "dsv3export.cli.build", "Turn a checkpoint into an engine."),
     CommandEntry("run", "dsv3export.cli.run", "Generate text with an engine."),
     CommandEntry("serve", "dsv3export.cli.serve", "Serve an engine over HTTP, as OpenAI's API."),
+    CommandEntry("bench", "dsv3export.cli.bench", "Measure how fast an engine is, alone or beside another."),
     CommandEntry("eval", "dsv3export.cli.eval", "Say how well an engine predicts a text."),
     CommandEntry("diff", "dsv3export.cli.diff", "Compare two models layer by layer, and name the first fault."),
     CommandEntry("sensitivity", "dsv3export.cli.sensitivity", "Find what needs its bits, and a recipe that follows."),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from dsv3export.config import ModelConfig
+    from dsv3export.engine.manifest import Manifest
     from dsv3export.runtime.request_maker import GenerationOptions
 
 Batch = list[str] | Sequence[TokenIds]
@@ -126,6 +127,11 @@ class Engine:
     @property
     def config(self) -> ModelConfig:
         return self._files.config
+
+    @property
+    def manifest(self) -> Manifest:
+        """What engine.json says."""
+        return self._files.manifest
 
     @property
     def tokenizer_folder(self) -> Path:

@@ -1,0 +1,62 @@
+"""`dsv3export bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsv3export.bench import bandwidth
+from tests.support.command_line import assert_refused, run_here
+
+QUICK = ("--new-tokens", "4", "--repeats", "1", "--threads", "1", "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def _a_quick_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one reads gigabytes."""
+    monkeypatch.setattr(bandwidth, "larger_than_caches", lambda: 1 << 24)
+
+
+def test_json_has_every_case(tiny_engine: Path) -> None:
+    outcome = run_here("bench", tiny_engine, "--batch", "1,3", "--prompt-tokens", "8,20", *QUICK, "--json")
+    assert (outcome.code, outcome.err, outcome.out.count("\n")) == (0, "", 1)
+    found = json.loads(outcome.out)
+    assert [(row["batch"], row["prompt_tokens"]) for row in found["results"]] == [(1, 8), (1, 20), (3, 8), (3, 20)]
+    for row in found["results"]:
+        rate = row["decode_tokens_per_second"]
+        assert 0 < rate["slowest"] == rate["median"] == rate["fastest"]
+        expected = row["weight_bytes_per_step"] * rate["median"] / row["batch"] / found["read_bytes_per_second"]
+        assert row["share_of_read_bandwidth"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_tables_ratios_and_a_picture(tiny_engine: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "rates.png"
+    options = ("--prompt-tokens", "8", "--speculate", "1", *QUICK, "--compare", tiny_engine, "--plot", plot)
+    outcome = run_here("bench", tiny_engine, *options)
+    assert outcome.code == 0 and "first / second" in outcome.out and "GB/s" in outcome.out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("ratio", "code"), [("0.0001", 0), ("1000", 1)])
+def test_a_ratio_is_a_gate(tiny_engine: Path, ratio: str, code: int) -> None:
+    options = ("--prompt-tokens", "8", *QUICK, "--compare", tiny_engine, "--min-ratio", ratio, "--json")
+    outcome = run_here("bench", tiny_engine, *options)
+    assert outcome.code == code
+    assert len(json.loads(outcome.out)["ratios"]) == 1
+    assert ("below 1000" in outcome.err) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--batch", "0"), ("--batch", "1,8,32", "'0'")),
+        (("--batch", "1,x"), ("--batch", "'1,x'")),
+        (("--min-ratio", "1"), ("--min-ratio", "--compare")),
+        (("--plot", "rates.pdf"), ("--plot", ".png or .svg", "rates.pdf")),
+        (("--prompt-tokens", "5000"), ("1024",)),
+    ],
+)
+def test_what_is_refused(tiny_engine: Path, tmp_path: Path, options: tuple[str, ...], says: tuple[str, ...]) -> None:
+    assert_refused(run_here("bench", tiny_engine, *options), says, tmp_path)
