@@ -53,8 +53,8 @@ def interpret(launch: Launch, inputs: Sequence[Tensor], outputs: Sequence[Tensor
 def _mend() -> None:
     """Makes conversions round to nearest even, as devices do, and products of narrow floats those of their values.
 
-    Triton 3.9's interpreter cuts float32 to bfloat16, loses a carry on the way to float8, and multiplies the bits of a
-    bfloat16 as if they were an integer.
+    Triton's interpreter (3.7 and 3.9) cuts float32 to bfloat16, loses a carry on the way to float8, and multiplies the
+    bits of a bfloat16 as if they were an integer.
     """
     interpreter: Any = import_module("triton.runtime.interpreter")
     language = import_module("triton.language")
