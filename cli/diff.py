@@ -34,6 +34,7 @@ EXAMPLES = (
     "dsv3export diff examples/tiny-dsv3 int4.engine --prompts prompts.txt --precision fp32 --tolerance 0.5",
     "dsv3export diff examples/tiny-dsv3 int8.engine --prompts prompts.txt --causes",
     "dsv3export diff old.engine new.engine --prompts prompts.txt --json diff.json --html diff.html",
+    "dsv3export diff model.golden int4.engine --json diff.json",
 )
 # The largest error of a token's row that two right programs of the same arithmetic were seen to make is 2e-6; where
 # activations or the cache are rounded, a number at the edge between two steps may go either way: 6e-3.
@@ -47,9 +48,8 @@ ROUNDED = 2e-2
 @click.option(
     "--prompts",
     type=PathName(path_type=Path),
-    required=True,
     metavar="FILE",
-    help="UTF-8; each line is a prompt: text, or token ids as a JSON array.",
+    help="UTF-8; each line is a prompt: text, or token ids as a JSON array. Not needed where A is a golden.",
 )
 @click.option(
     "--precision",
@@ -62,6 +62,7 @@ ROUNDED = 2e-2
     type=click.FloatRange(min=0),
     help="Largest relative error of a token's row that one layer may add.  [default: by the arithmetic]",
 )
+@click.option("--profile", metavar="NAME", help="Bounds where A is a golden.  [default: as of `golden check`]")
 @click.option("--json", "json_file", type=PathName(path_type=Path), metavar="FILE", help="Write everything to FILE.")
 @report_options
 @click.option("--causes", is_flag=True, help="Split an engine's error: weights, activations, cache, backend.")
@@ -72,10 +73,11 @@ ROUNDED = 2e-2
 def command(
     expected: str,
     got: str,
-    prompts: Path,
+    prompts: Path | None,
     precision: str | None,
     calibration: Path | None,
     tolerance: float | None,
+    profile: str | None,
     json_file: Path | None,
     html_file: Path | None,
     plot_file: Path | None,
@@ -92,12 +94,29 @@ def command(
 
     With --causes, A being the checkpoint that engine B was built from, it runs several times more: in float32, with the
     engine's weights, with activations rounded, with the cache in its format. What each of these adds is shown.
+
+    A may also be a golden, a file of `golden record`: B is then held against its digests, router choices and
+    log-probabilities, by the bounds of `golden check`. A golden has no weights, so errors are only those that add up.
     """
+    from dsv3export.cli.diff_golden import diff_with_golden, is_golden, refuse_options, report_golden_diff
     from dsv3export.cli.diff_summary import show
     from dsv3export.cli.subject import find_subject
     from dsv3export.compare import diff_layers
     from dsv3export.compare.diff_file import diff_to_bytes
+    from dsv3export.errors import RequestError
 
+    if is_golden(expected, got):
+        refuse_options({"--tolerance": tolerance, "--plot": plot_file, "--causes": causes or None})
+        held = diff_with_golden(
+            expected, got, prompts=prompts, profile=profile, precision=precision, calibration=calibration,
+            threads=threads, quiet=quiet,
+        )  # fmt: skip
+        report_golden_diff(held, json_file, html_file, show_all)
+        raise click.exceptions.Exit(0 if held.first_fault is None else 1)
+    if prompts is None:
+        raise RequestError("--prompts", expected="a file of prompts, as A is no golden", got="none")
+    if profile is not None:
+        raise RequestError("--profile", expected="a golden as A", got="none", fix="Bounds of models: --tolerance.")
     sides = find_subject(expected), find_subject(got)
     ids = read_prompts(prompts, sides)
     if causes:

@@ -110,7 +110,7 @@ def _row(
     return (
         name,
         f"{own.worst_row:.1e}",
-        _bar(own.worst_row, view.diff.tolerance),
+        error_bar(own.worst_row, view.diff.tolerance),
         where,
         f"{so_far.relative:.1e}",
         spark_line(so_far.by_position),
@@ -123,7 +123,7 @@ def _worst_part(layer: LayerView) -> str:
     return visible(part_of(layer.own)) if layer.own.injected.worst_row else ""
 
 
-def _bar(error: float, tolerance: float) -> Text:
+def error_bar(error: float, tolerance: float) -> Text:
     """A bar by the error's logarithm: green well below the tolerance, yellow from a tenth of it on, red above."""
     from rich.text import Text
 

@@ -29,7 +29,9 @@ def read_diff(path: Path) -> LayerDiff:
     """
     value = read_json_object(path, RequestError, max_bytes=_MAX_BYTES)
     if value.get("kind") != KIND:
-        raise RequestError(str(path), expected="a file that `dsv3export diff --json` wrote", got="something else")
+        raise RequestError(
+            str(path), expected="a file that `dsv3export diff --json` wrote of two models", got="something else"
+        )
     if value.get("version") != VERSION:
         raise RequestError(f"{path}: version", expected=str(VERSION), got=shown(value.get("version")))
     diff = from_json(LayerDiff, value, str(path))

@@ -102,6 +102,7 @@ class LayerCheck:
         return Measurement(
             "router.margin", prompt, value.name, float(crossed[worst]), noise, where, int(flipped.sum()),
             f"{int(flipped.sum())} of {len(flipped)} tokens went to other experts",
+            float((ids[0][:, :, None] == ids[1][:, None, :]).any(axis=2).mean()),
         )  # fmt: skip
 
     def _weights(

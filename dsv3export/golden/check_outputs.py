@@ -56,11 +56,13 @@ class _Worst:
     kl: float = 0.0
     kl_sum: float = 0.0
     rows: int = 0
+    same: int = 0
     error_place: Place | None = None
     kl_place: Place | None = None
 
     def add(self, start: int, errors: DistributionErrors) -> None:
         self.rows += len(errors.error)
+        self.same += int(errors.same.sum())
         self.kl_sum += float(errors.kl.sum())
         row = int(errors.error.argmax())
         if self.error_place is None or errors.error[row] > self.error:
@@ -104,7 +106,7 @@ class _Prompt:
         logits, greedy = (self.worst[part] for part in _PARTS)
         tokens = len(self._prompt.ids) - 1
         yield self._measured("logits.error", logits.error, logits.error_place)
-        yield self._measured("logits.kl", logits.kl, logits.kl_place)
+        yield self._measured("logits.kl", logits.kl, logits.kl_place, logits.same / logits.rows)
         yield self._measured("logits.kl_mean", logits.kl_sum / logits.rows)
         if tokens:
             # an unlikely prompt costs more, and its cost is known less well
@@ -116,10 +118,12 @@ class _Prompt:
             len(self.ties), "; ".join(self.ties),
         )  # fmt: skip
         yield self._measured("greedy.error", greedy.error, greedy.error_place)
-        yield self._measured("greedy.kl", greedy.kl, greedy.kl_place)
+        yield self._measured("greedy.kl", greedy.kl, greedy.kl_place, greedy.same / greedy.rows)
 
-    def _measured(self, metric: str, value: float, place: Place | None = None) -> Measurement:
-        return Measurement(metric, self.number, None, value, value, place)
+    def _measured(
+        self, metric: str, value: float, place: Place | None = None, agreement: float | None = None
+    ) -> Measurement:
+        return Measurement(metric, self.number, None, value, value, place, agreement=agreement)
 
     def _add_cost(self, rows: Rows) -> None:
         """Of the prompt's own next tokens."""

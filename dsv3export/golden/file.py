@@ -67,6 +67,17 @@ class Golden:
         encoded += b" " * (-len(encoded) % _ALIGNMENT)
         return b"".join([len(encoded).to_bytes(8, "little"), encoded, *data])
 
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Whether a file begins as safetensors do, as goldens are; `read` finds out the rest."""
+        try:
+            if not path.is_file():
+                return False
+            with path.open("rb") as file:
+                return file.read(9)[8:] == b"{"
+        except OSError:
+            return False
+
     @classmethod
     def read(cls, path: Path) -> Golden:
         """Raises UserError for a file that is no golden of this version, is damaged, or contradicts itself."""

@@ -52,6 +52,8 @@ class Measurement:
         noise: What a bound is to be made of: `value`, but where that counts a decision, how far decisions moved.
         ties: Decisions that differ; within the bound they are ties.
         note: More about it, for people.
+        agreement: The share of decisions that are the same: of a router's choices (`router.margin`), or of the
+            likeliest tokens (`logits.kl`, `greedy.kl`); None of other metrics.
     """
 
     metric: str
@@ -62,6 +64,7 @@ class Measurement:
     place: Place | None = None
     ties: int = 0
     note: str = ""
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,12 @@ class TopLogits:
     total: Array
 
     @property
+    def likeliest(self) -> Array:
+        """[n], token ids."""
+        likeliest: Array = self.values.argmax(axis=1) if self.ids is None else self.ids[:, 0]
+        return likeliest
+
+    @property
     def log_p(self) -> Floats:
         """[n, k], in nats."""
         return self.values.astype(np.float64) - self.total[:, None]
@@ -46,6 +52,7 @@ class DistributionErrors(NamedTuple):
         kl: KL(expected || got), the tokens that were not kept counting as one: at most that of all.
         token: The kept token with the largest difference; `expected` and `got` are its log-probabilities.
         moved: The largest change of the distance between the likeliest kept token and the second.
+        same: Whether the likeliest token is the same one; never where a logit is no finite number.
     """
 
     error: Floats
@@ -54,6 +61,7 @@ class DistributionErrors(NamedTuple):
     expected: Floats
     got: Floats
     moved: Floats
+    same: NDArray[np.bool_]
 
 
 def top_logits(logits: Array, top: int) -> TopLogits:
@@ -88,7 +96,8 @@ def distribution_errors(expected: TopLogits, logits: Array) -> DistributionError
     column = difference.argmax(axis=1)
     row = np.arange(len(mine))
     token = column if expected.ids is None else expected.ids[row, column].astype(np.int64)
-    return DistributionErrors(error, kl, token, mine[row, column], got[row, column], _moved(mine, got))
+    same = (expected.likeliest == logits.argmax(axis=1)) & np.isfinite(logits).all(axis=1)
+    return DistributionErrors(error, kl, token, mine[row, column], got[row, column], _moved(mine, got), same)
 
 
 def _divergence(mine: Floats, got: Floats, complete: bool) -> Floats:

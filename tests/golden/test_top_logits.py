@@ -74,3 +74,10 @@ def test_what_is_no_number_is_infinitely_wrong(top: int, value: float) -> None:
     errors = distribution_errors(top_logits(logits(2), top), got)
     assert errors.error[3] == errors.kl[3] == np.inf
     assert np.isfinite(errors.error[[0, 1, 2, 4]]).all()
+
+
+@pytest.mark.parametrize("top", [0, 2])
+def test_whether_the_likeliest_token_is_the_same(top: int) -> None:
+    kept = top_logits(np.array([[0.0, 2.0, 1.0]] * 3), top)
+    got = np.array([[0.0, 1.1, 1.0], [0.0, 1.0, 1.1], [np.nan, 2.0, 1.0]])
+    assert distribution_errors(kept, got).same.tolist() == [True, False, False]
