@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
+from benchmarks.clients import Outcomes, press
 from dsv3export.runtime.engine import Engine
 from tests.serve.conftest import serving
-from tests.serve.load import Outcomes, press
 
 PROMPTS = ["And it came to pass", "In the beginning", "And the LORD said unto Moses", "Now these are the names of " * 9]
 LENGTHS = (6, 20, 48)
