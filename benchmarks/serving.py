@@ -3,8 +3,8 @@
     python benchmarks/serving.py [--preset 0.5b] [--seconds 60] [--models FOLDER] [--json FILE]
 
 Bounds: eight slots decode at least 3 times as many tokens per second as one, with int8 weights; the second request with
-a shared beginning of 512 tokens has its first token at least 5 times sooner; under load every answer is that of a client
-alone. Exit code 1 if one does not hold.
+a shared beginning of 512 tokens has its first token at least 5 times sooner; under load every answer is that of a
+client alone. Exit code 1 if one does not hold.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,16 @@ EXAMPLES = (
 
 def numbers(text: str) -> tuple[int, ...]:
     """Whole numbers above 0, separated by commas. A `type` of click's options. Raises BadParameter."""
+    found = numbers_from_0(text)
+    if 0 in found:
+        raise click.BadParameter(f"expected numbers above 0, got {text!r}")
+    return found
+
+
+def numbers_from_0(text: str) -> tuple[int, ...]:
+    """As `numbers`, and 0."""
     parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 10**6 for part in parts):
+    if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
         raise click.BadParameter(f"expected numbers such as 1,8,32, got {text!r}")
     return tuple(int(part) for part in parts)
 
@@ -47,7 +55,8 @@ def numbers(text: str) -> tuple[int, ...]:
               help="Tokens to generate for each.")  # fmt: skip
 @click.option("--repeats", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N",
               help="Measured rounds of each case, after one to warm up.")  # fmt: skip
-@click.option("--speculate", type=int, default=0, metavar="N", help="Tokens that ENGINE's MTP layer drafts a step.")
+@click.option("--speculate", type=numbers_from_0, default="0", show_default=True, metavar="N,...",
+              help="Tokens that the MTP layer drafts a step; OTHER drafts none.")  # fmt: skip
 @click.option("--compare", type=PathName(path_type=Path), metavar="OTHER",
               help="Another engine, measured in turns with this one.")  # fmt: skip
 @click.option("--min-ratio", type=click.FloatRange(0, min_open=True), metavar="R",
@@ -60,7 +69,7 @@ def numbers(text: str) -> tuple[int, ...]:
 @verbose_option
 def command(
     engine: Path, batch: tuple[int, ...], prompt_tokens: tuple[int, ...], new_tokens: int, repeats: int,
-    speculate: int, compare: Path | None, min_ratio: float | None, plot: Path | None, threads: int | None,
+    speculate: tuple[int, ...], compare: Path | None, min_ratio: float | None, plot: Path | None, threads: int | None,
     provider: Choice, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Measure how fast ENGINE is: prompt tokens and new tokens per second, of all sequences together.
@@ -76,18 +85,18 @@ def command(
     if min_ratio is not None and compare is None:
         raise RequestError("--min-ratio", expected="--compare with it")
     form = _plot_format(plot)
-    cases = [Case(size, length, new_tokens) for size in batch for length in prompt_tokens]
-    paths = [engine, *([compare] if compare else [])]
-    loaded = [
-        load_engine(path, threads, provider, max_batch=max(batch), speculate=speculate if place == 0 else 0)
-        for place, path in enumerate(paths)
+    cases = [
+        Case(size, length, new_tokens, drafts) for size in batch for length in prompt_tokens for drafts in speculate
     ]
+    paths = [engine, *([compare] if compare else [])]
+    loaded = [load_engine(path, threads, provider, max_batch=max(batch)) for path in paths]
     measured: list[list[Measured]] = [[] for _ in loaded]
     with progress_on_stderr(quiet or as_json) as progress:
         progress.start("measuring", len(cases) * len(loaded) * (repeats + 1), "rounds")
         for case in cases:
-            for results, each in zip(measured, loaded, strict=True):
-                results.append(measure(each, case, repeats, progress.advance))
+            measured[0].append(measure(loaded[0], case, repeats, progress.advance))
+            if compare:
+                measured[1].append(measure(loaded[1], replace(case, drafts=0), repeats, progress.advance))
         progress.finish()
     bandwidth = _bandwidth(threads) if loaded[0].session.cache_on_host else None
     names = _names(paths)
@@ -158,7 +167,15 @@ def _ratios(mine: Measured, theirs: Measured) -> dict[str, Any]:
 
 
 def _print(rows: Iterable[list[dict[str, Any]]], ratios: Sequence[Mapping[str, Any]], bandwidth: float | None) -> None:
-    columns = ("batch", "prompt", "prefill, tokens/s", "decode, tokens/s", "of the bandwidth", "drafts accepted")
+    columns = (
+        "batch",
+        "prompt",
+        "drafts",
+        "prefill, tokens/s",
+        "decode, tokens/s",
+        "of the bandwidth",
+        "drafts accepted",
+    )
     for each in rows:
         cells = [
             (
@@ -171,9 +188,10 @@ def _print(rows: Iterable[list[dict[str, Any]]], ratios: Sequence[Mapping[str, A
         print_table(each[0]["engine"], columns, cells, right=columns)
     if ratios:
         compared = [
-            (one["batch"], one["prompt_tokens"], f"{one['prefill']:.2f}", f"{one['decode']:.2f}") for one in ratios
+            (one["batch"], one["prompt_tokens"], one["drafts"], f"{one['prefill']:.2f}", f"{one['decode']:.2f}")
+            for one in ratios
         ]
-        heads = ("batch", "prompt", "prefill", "decode")
+        heads = ("batch", "prompt", "drafts", "prefill", "decode")
         print_table("first / second", heads, compared, right=heads)
     if bandwidth:
         click.echo(f"memory is read at {bandwidth / 1e9:.1f} GB/s")

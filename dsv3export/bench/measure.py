@@ -19,11 +19,12 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Case:
-    """`batch` prompts of `prompt_tokens` random tokens each, `new_tokens` generated for each."""
+    """`batch` prompts of `prompt_tokens` random tokens each, `new_tokens` generated for each, `drafts` a step."""
 
     batch: int
     prompt_tokens: int
     new_tokens: int
+    drafts: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def measure(engine: Engine, case: Case, repeats: int, advance: Callable[[int], N
     before = (0, 0)
     rounds = []
     for place in range(repeats + 1):
-        rounds.append(_round(engine, [engine.requests.make(row, i, case.new_tokens, ignore_eos=True)
+        rounds.append(_round(engine, case.drafts, [engine.requests.make(row, i, case.new_tokens, ignore_eos=True)
                                       for i, row in enumerate(prompts)]))  # fmt: skip
         if place == 0:
             before = (stats.drafted, stats.accepted)
@@ -94,8 +95,8 @@ class _Round:
     decode_seconds: float
 
 
-def _round(engine: Engine, requests: list[Request]) -> _Round:
-    batcher = engine.batcher(len(requests), longest(requests))
+def _round(engine: Engine, drafts: int, requests: list[Request]) -> _Round:
+    batcher = engine.batcher(len(requests), longest(requests), drafts)
     waiting = {batcher.submit(request) for request in requests}
     started = first = perf_counter()
     decoded = 0

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from dsv3export.bench.measure import Measured
+from dsv3export.bench.measure import Case, Measured
 from dsv3export.errors import BackendError
 
 _COLOURS = ("#2a78d6", "#d4561a")
@@ -36,8 +36,13 @@ def bench_plot(measured: Mapping[str, Sequence[Measured]], form: Literal["png", 
         axes.set_title(f"{name}, tokens/s", loc="left")
         axes.grid(axis="y", color="#dfded9")
         axes.set_axisbelow(True)
-    axes.set_xticks(range(len(cases)), [f"batch {case.batch}\nprompt {case.prompt_tokens}" for case in cases])
+    axes.set_xticks(range(len(cases)), [_label(case) for case in cases])
     axes.legend(frameon=False)
     out = io.BytesIO()
     figure.savefig(out, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
     return out.getvalue()
+
+
+def _label(case: Case) -> str:
+    drafts = f"\ndrafts {case.drafts}" if case.drafts else ""
+    return f"batch {case.batch}\nprompt {case.prompt_tokens}{drafts}"

@@ -224,11 +224,12 @@ class Engine:
         slots, capacity = min(self.max_batch, len(requests)), longest(requests)
         return run_requests(self.batcher(slots, capacity), requests)
 
-    def batcher(self, slots: int, capacity: int) -> Batcher:
-        """A batch over this engine, as it is set up. See `Batcher`."""
-        return Batcher(
-            self.session, slots, capacity, self.prefill_chunk, self.prefixes, self.speculate, self.speculation
-        )
+    def batcher(self, slots: int, capacity: int, speculate: int | None = None) -> Batcher:
+        """A batch over this engine, as it is set up, or with so many drafts a step. See `Batcher`."""
+        drafts = self.speculate if speculate is None else checked_drafts(self.session, speculate)
+        # Of a prefix either both caches are kept or only the trunk's.
+        prefixes = self.prefixes if (drafts > 0) == (self.speculate > 0) else None
+        return Batcher(self.session, slots, capacity, self.prefill_chunk, prefixes, drafts, self.speculation)
 
 
 def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:

@@ -61,7 +61,7 @@ def test_cases_that_do_not_fit_are_refused(engine: Engine) -> None:
 
 
 def test_drafts_are_counted(tiny_engine: Path) -> None:
-    engine = Engine.load(tiny_engine, threads=1, speculate=1)
-    found = measure(engine, Case(1, 16, 12), repeats=1, advance=lambda amount: None)
+    engine = Engine.load(tiny_engine, threads=1)
+    found = measure(engine, Case(1, 16, 12, drafts=1), repeats=1, advance=lambda amount: None)
     assert found.acceptance is not None and 0 <= found.acceptance <= 1
     assert engine.speculation.drafted > 0

@@ -33,7 +33,7 @@ def test_json_has_every_case(tiny_engine: Path) -> None:
 
 def test_tables_ratios_and_a_picture(tiny_engine: Path, tmp_path: Path) -> None:
     plot = tmp_path / "rates.png"
-    options = ("--prompt-tokens", "8", "--speculate", "1", *QUICK, "--compare", tiny_engine, "--plot", plot)
+    options = ("--prompt-tokens", "8", "--speculate", "0,1", *QUICK, "--compare", tiny_engine, "--plot", plot)
     outcome = run_here("bench", tiny_engine, *options)
     assert outcome.code == 0 and "first / second" in outcome.out and "GB/s" in outcome.out
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -51,7 +51,8 @@ def test_a_ratio_is_a_gate(tiny_engine: Path, ratio: str, code: int) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--batch", "0"), ("--batch", "1,8,32", "'0'")),
+        (("--batch", "0"), ("--batch", "above 0", "'0'")),
+        (("--speculate", "0,9"), ("speculate", "0 to 8")),
         (("--batch", "1,x"), ("--batch", "'1,x'")),
         (("--min-ratio", "1"), ("--min-ratio", "--compare")),
         (("--plot", "rates.pdf"), ("--plot", ".png or .svg", "rates.pdf")),
