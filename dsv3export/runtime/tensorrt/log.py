@@ -7,10 +7,11 @@ from typing import Any
 _LONGEST = 300
 
 
-def make_log(trt: Any) -> Any:
+def make_log(trt: Any, harmless: tuple[str, ...] = ()) -> Any:
     """A logger for `Builder` and `Runtime` that prints nothing.
 
-    `errors` has what went wrong since it was last cleared; `reason()` clears it and puts it into one line.
+    `errors` has what went wrong since it was last cleared, but for messages with one of the texts `harmless` in them;
+    `reason()` clears it and puts it into one line.
     """
 
     class Log(trt.ILogger):  # type: ignore[misc]
@@ -19,7 +20,8 @@ def make_log(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+            failed = severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+            if failed and not any(text in message for text in harmless):
                 self.errors.append(" ".join(message.split()))
 
         def reason(self) -> str:
