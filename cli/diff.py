@@ -95,8 +95,9 @@ def command(
     With --causes, A being the checkpoint that engine B was built from, it runs several times more: in float32, with the
     engine's weights, with activations rounded, with the cache in its format. What each of these adds is shown.
 
-    A may also be a golden, a file of `golden record`: B is then held against its digests, router choices and
-    log-probabilities, by the bounds of `golden check`. A golden has no weights, so errors are only those that add up.
+    A may also be a golden, a file of `golden record`: B, which may be one too, is then held against its digests, router
+    choices and log-probabilities, by the bounds of `golden check`. A golden has no weights, so errors are only those
+    that add up.
     """
     from dsv3export.cli.diff_golden import diff_with_golden, is_golden, refuse_options, report_golden_diff
     from dsv3export.cli.diff_summary import show

@@ -14,6 +14,7 @@ from dsv3export.cli.tables import print_facts, print_table
 from dsv3export.compare.json_form import to_json
 from dsv3export.errors import RequestError
 from dsv3export.golden import Golden, GoldenModel, check_golden
+from dsv3export.golden.check_pair import check_goldens
 from dsv3export.golden.diff import Agreement, GoldenDiff, LayerLine, golden_diff
 from dsv3export.golden.profile import find_profile, profile_name
 from dsv3export.golden.texts import case_text
@@ -41,11 +42,11 @@ def is_golden(expected: str, got: str) -> bool:
     return False
 
 
-def refuse_options(given: Mapping[str, object]) -> None:
-    """Raises RequestError for an option that has a value and means nothing beside a golden."""
+def refuse_options(given: Mapping[str, object], got: str = "a golden as A") -> None:
+    """Raises RequestError for an option that has a value and means nothing for what is compared."""
     for name, value in given.items():
         if value is not None:
-            raise RequestError(name, expected="two models to compare", got="a golden as A")
+            raise RequestError(name, expected="models to be run", got=got)
 
 
 def diff_with_golden(
@@ -59,19 +60,20 @@ def diff_with_golden(
     threads: int | None,
     quiet: bool,
 ) -> GoldenDiff:
-    """Holds an engine or a checkpoint against a golden, with the bounds of `golden check`.
+    """Holds an engine, a checkpoint or another golden against a golden, with the bounds of `golden check`.
 
     Args:
         prompts: The golden's own, if any: it has them.
 
     Raises UserError.
     """
+    opened = _with_layers(golden)
+    if Golden.is_at(Path(model)):
+        refuse_options({"--precision": precision, "--calibration": calibration, "--prompts": prompts}, "goldens alone")
+        return _of_two(opened, golden, model, profile)
     from dsv3export.cli.golden.models import open_model
 
-    opened = _with_layers(golden)
     document = opened.document
-    if Golden.is_at(Path(model)):
-        raise RequestError(f"B {model}", expected="an engine or a checkpoint where A is a golden", got="another golden")
     recipe = checkpoint_recipe(precision, calibration is not None, document.identity.recipe)
     subject = open_model(model, recipe=recipe, calibration=calibration, threads=threads)
     if prompts is not None:
@@ -80,6 +82,14 @@ def diff_with_golden(
     with progress_on_stderr(quiet) as progress:
         result = check_golden(opened, subject, bounds, label=golden, progress=progress)
     return golden_diff(document, result, where)
+
+
+def _of_two(opened: Golden, golden: str, path: str, profile: str | None) -> GoldenDiff:
+    other, document = _with_layers(path), opened.document
+    identity = other.document.identity
+    bounds, where = find_profile(profile or profile_name(document.identity, identity), document.profiles)
+    label = f"{path} (golden of {identity.arithmetic})"
+    return golden_diff(document, check_goldens(opened, other, bounds, label=golden, other_label=label), where)
 
 
 def _with_layers(path: str) -> Golden:

@@ -1,8 +1,8 @@
 """Goldens: what a model computed for some prompts, kept in a file, so that any engine can be held against it later.
 
-`document` says what a golden holds, `file` reads and writes it; `outputs` and `layers` run a model, `record` keeps
-what they see, `check` compares it; `profile` says how large a difference a right engine may have, `calibrate` measures
-that. `junit`, `github` and `page` are reports.
+`document` says what a golden holds, `file` reads and writes it; `outputs` and `layers` run a model, `record` keeps what
+they see, `check` compares it, `check_pair` two of them, `diff` puts that together by layer; `profile` says how large a
+difference a right engine may have, `calibrate` measures that. `junit`, `github` and `page` are reports.
 """
 
 from dsv3export.golden.check import check_golden

@@ -59,7 +59,7 @@ def measure_noise(
     runs = []
     for count in threads:
         model = opened(count)
-        require_same_shape(golden, model)
+        require_same_shape(golden, model.label, model.identity)
         for batching in batchings:
             measured = measure(golden, model, batching, progress or NoProgress(), [])
             values += [(each.metric, each.noise) for each in measured if each.metric != EXACT]

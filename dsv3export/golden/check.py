@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dsv3export.errors import RequestError
 from dsv3export.golden.check_layers import LayerCheck
@@ -35,10 +35,24 @@ def check_golden(
     Raises:
         RequestError: The model has another shape, or the profile has no bound for anything.
     """
-    require_same_shape(golden, model)
+    require_same_shape(golden, model.label, model.identity)
     skipped: list[str] = []
+    found = measure(golden, model, batching, progress or NoProgress(), skipped)
+    return judged(golden, label, found, model.label, model.identity, profile, skipped)
+
+
+def judged(
+    golden: Golden,
+    label: str,
+    measurements: Iterable[Measurement],
+    other: str,
+    identity: Identity,
+    profile: Profile,
+    skipped: list[str],
+) -> CheckResult:
+    """Figures of another model or golden and their bounds. Raises RequestError where there is a bound for none."""
     cases = []
-    for measured in measure(golden, model, batching, progress or NoProgress(), skipped):
+    for measured in measurements:
         bound = 0.0 if measured.metric == EXACT else profile.bound(measured.metric)
         if bound is None:
             skipped.append(f"{measured.metric}: the profile has no bound")
@@ -48,8 +62,8 @@ def check_golden(
         raise RequestError(
             f"profile {profile.name!r}", expected="bounds for what the golden and the model have in common", got="none"
         )
-    notes = tuple(_notes(golden.document.identity, model.identity))
-    return CheckResult(label, model.label, profile.name, tuple(cases), tuple(dict.fromkeys(skipped)), notes)
+    notes = tuple(_notes(golden.document.identity, identity))
+    return CheckResult(label, other, profile.name, tuple(cases), tuple(dict.fromkeys(skipped)), notes)
 
 
 def measure(
@@ -75,11 +89,11 @@ def measure(
             yield from text_measurements(golden, model.language_model, progress)
 
 
-def require_same_shape(golden: Golden, model: GoldenModel) -> None:
-    """Raises RequestError unless the model can compute what the golden holds at all."""
-    mine, other = golden.document.identity, model.identity
+def require_same_shape(golden: Golden, label: str, other: Identity) -> None:
+    """Raises RequestError unless a model can compute what the golden holds at all."""
+    mine = golden.document.identity
     if mine.shape != other.shape:
-        raise RequestError(f"{model.label} and the golden", expected=_shape(mine), got=_shape(other))
+        raise RequestError(f"{label} and the golden", expected=_shape(mine), got=_shape(other))
 
 
 def _shape(identity: Identity) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3export.compare.stages import StagedModel
-from dsv3export.golden.digest import digest_errors
+from dsv3export.golden.digest import RowErrors, digest_errors, kept_errors
 from dsv3export.golden.document import LayerValue
 from dsv3export.golden.file import Golden
 from dsv3export.golden.layers import RouterRows, StageRows, stage_rows
@@ -24,7 +24,7 @@ class LayerCheck:
     """Compares a model that runs layer by layer."""
 
     def __init__(self, golden: Golden) -> None:
-        self._document, self._arrays = golden.document, golden.arrays
+        self._golden, self._document, self._arrays = golden, golden.document, golden.arrays
         self._values = {value.name: value for value in golden.document.values}
         lengths = [len(prompt.ids) for prompt in golden.document.prompts]
         ends = np.cumsum(lengths)
@@ -45,6 +45,28 @@ class LayerCheck:
                 else:
                     yield from self._router(self._values[name], seen.prompt, seen.router_rows)
 
+    def measurements_of(self, other: Golden) -> Iterator[Measurement]:
+        """The same of another golden of the same prompts and settings."""
+        theirs = {value.name: value for value in other.document.values}
+        for stage in dict.fromkeys(value.stage for value in self._document.values):
+            values = [value for value in self._document.values if value.stage == stage and value.name in theirs]
+            for prompt in range(len(self._places)):
+                for value in values:
+                    yield from self._recorded(value, theirs[value.name], prompt, other)
+
+    def _recorded(self, value: LayerValue, theirs: LayerValue, prompt: int, other: Golden) -> Iterator[Measurement]:
+        place = self._places[prompt]
+        self._missing.discard(value.name)
+        if (value.width, value.chosen) != (theirs.width, theirs.chosen):
+            metric = "router.margin" if value.is_router else "layers.error"
+            yield _misshapen(metric, value.name, prompt, (value.width, value.chosen), (theirs.width, theirs.chosen))
+        elif value.is_router:
+            parts = (other.arrays[f"{value.name}.{key}"][place] for key in ("ids", "weights", "margin"))
+            yield from self._router(value, prompt, RouterRows(*parts))
+        else:
+            kept, got = (_kept(golden, value.name, place) for golden in (self._golden, other))
+            yield from self._errors(value, prompt, kept_errors(kept, got, self._document.settings))
+
     def not_compared(self) -> list[str]:
         """What of the golden the model has not shown, after `measurements` has ended; whole layers as such."""
         shown = {value.stage for value in self._values.values() if value.name not in self._missing}
@@ -58,25 +80,28 @@ class LayerCheck:
     def _value(self, value: LayerValue, seen: StageRows) -> Iterator[Measurement]:
         rows, place = seen.rows[value.name], self._places[seen.prompt]
         if rows.shape != (place.stop - place.start, value.width):
-            yield _misshapen("layers.error", value.name, seen.prompt, (place.stop - place.start, value.width), rows)
+            yield _misshapen(
+                "layers.error", value.name, seen.prompt, (place.stop - place.start, value.width), rows.shape
+            )
             return
-        kept = {key: self._arrays[f"{value.name}.{key}"][place] for key in ("norm", "projections", "values")
-                if f"{value.name}.{key}" in self._arrays}  # fmt: skip
-        errors = digest_errors(kept, rows, self._document.settings)
-        same = np.flatnonzero(self._same[seen.prompt])
+        errors = digest_errors(_kept(self._golden, value.name, place), rows, self._document.settings)
+        yield from self._errors(value, seen.prompt, errors)
+
+    def _errors(self, value: LayerValue, prompt: int, errors: RowErrors) -> Iterator[Measurement]:
+        same = np.flatnonzero(self._same[prompt])
         if len(same):
             worst = int(same[errors.error[same].argmax()])
             where = Place(worst, int(errors.column[worst]), float(errors.expected[worst]), float(errors.got[worst]))
             largest = float(errors.error[worst])
-            yield Measurement("layers.error", seen.prompt, value.name, largest, largest, where)
+            yield Measurement("layers.error", prompt, value.name, largest, largest, where)
         middle = float(np.median(errors.error))
-        yield Measurement("layers.median", seen.prompt, value.name, middle, middle)
+        yield Measurement("layers.median", prompt, value.name, middle, middle)
 
     def _router(self, value: LayerValue, prompt: int, got: RouterRows) -> Iterator[Measurement]:
         place = self._places[prompt]
         ids, weights, margin = (self._arrays[f"{value.name}.{key}"][place] for key in ("ids", "weights", "margin"))
         if got.ids.shape != ids.shape:
-            yield _misshapen("router.margin", value.name, prompt, ids.shape, got.ids)
+            yield _misshapen("router.margin", value.name, prompt, ids.shape, got.ids.shape)
             return
         flipped = (ids != got.ids).any(axis=1)
         same = ~flipped
@@ -126,6 +151,14 @@ class LayerCheck:
         return Measurement("router.weights", prompt, value.name, largest, largest, where)
 
 
-def _misshapen(metric: str, name: str, prompt: int, expected: tuple[int, ...], got: Array) -> Measurement:
-    where = Place(0, None, list(expected), list(got.shape))
+def _kept(golden: Golden, name: str, place: slice) -> dict[str, Array]:
+    """What a golden has of a value's rows."""
+    arrays = golden.arrays
+    return {
+        key: arrays[f"{name}.{key}"][place] for key in ("norm", "projections", "values") if f"{name}.{key}" in arrays
+    }
+
+
+def _misshapen(metric: str, name: str, prompt: int, expected: tuple[int, ...], got: tuple[int, ...]) -> Measurement:
+    where = Place(0, None, list(expected), list(got))
     return Measurement(metric, prompt, name, float("inf"), float("inf"), where, note=_RIGHT_SIZE)

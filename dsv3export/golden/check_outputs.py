@@ -11,10 +11,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dsv3export.golden.document import Prompt
 from dsv3export.golden.file import Golden
 from dsv3export.golden.outputs import Batching, Rows, run_prompts
 from dsv3export.golden.results import Measurement, Place
-from dsv3export.golden.top_logits import DistributionErrors, TopLogits, distribution_errors, log_sum_exp
+from dsv3export.golden.top_logits import (
+    DistributionErrors,
+    TopLogits,
+    distribution_errors,
+    kept_distribution_errors,
+    log_sum_exp,
+)
 from dsv3export.progress import Progress
 from dsv3export.runtime.session import Logits, Session
 
@@ -39,6 +46,18 @@ def output_measurements(
     progress.finish()
     for prompt in found:
         yield from prompt.measurements()
+
+
+def recorded_measurements(golden: Golden, other: Golden) -> Iterator[Measurement]:
+    """The same of another golden of the same prompts and settings.
+
+    It has gone on along its own continuations: behind the first token that is another one they cannot be compared.
+    """
+    kept = {part: kept_logits(other, part) for part in _PARTS}
+    for number, prompt in enumerate(other.document.prompts):
+        found = _Prompt(golden, number)
+        found.add_recorded(kept, prompt)
+        yield from found.measurements()
 
 
 def kept_logits(golden: Golden, part: str) -> TopLogits:
@@ -100,7 +119,22 @@ class _Prompt:
         if rows.part == "logits":
             self._add_cost(rows)
         else:
-            self._add_step(rows, kept, float(errors.moved[0]))
+            finite = bool(np.isfinite(rows.logits).all())
+            self._add_step(rows.start, int(rows.logits[0].argmax()), finite, kept, float(errors.moved[0]))
+
+    def add_recorded(self, others: dict[str, TopLogits], recorded: Prompt) -> None:
+        """All rows at once of another golden's prompt."""
+        mine = self._prompt.greedy
+        apart = next((step for step, token in enumerate(recorded.greedy) if token != mine[step]), len(mine) - 1)
+        for part, count in (("logits", len(self._prompt.ids)), ("greedy", apart + 1)):
+            place = slice(self._first[part], self._first[part] + count)
+            kept = self._kept[part].rows(place)
+            errors = kept_distribution_errors(kept, others[part].rows(place))
+            self.worst[part].add(0, errors)
+            for step in range(count if part == "greedy" else 0):
+                row = kept.rows(slice(step, step + 1))
+                self._add_step(step, recorded.greedy[step], True, row, float(errors.moved[step]))
+        self.nll = recorded.nll
 
     def measurements(self) -> Iterator[Measurement]:
         logits, greedy = (self.worst[part] for part in _PARTS)
@@ -130,18 +164,18 @@ class _Prompt:
         targets = np.array(self._prompt.ids[rows.start + 1 : rows.start + 1 + len(rows.logits)], np.int64)
         self.nll += prompt_cost(rows.logits[: len(targets)], targets)
 
-    def _add_step(self, rows: Rows, kept: TopLogits, moved: float) -> None:
+    def _add_step(self, step: int, got: int, finite: bool, kept: TopLogits, moved: float) -> None:
         self.moved = max(self.moved, moved)
-        mine, got = self._prompt.greedy[rows.start], int(rows.logits[0].argmax())
-        if mine == got and np.isfinite(rows.logits).all():
+        mine = self._prompt.greedy[step]
+        if mine == got and finite:
             return
         margin, exact = _margin(kept, got)
-        if not np.isfinite(rows.logits).all():
+        if not finite:
             margin = float("inf")
         relation = "" if exact else "at least "
-        self.ties.append(f"step {rows.start}: {got} for {mine} across {relation}{margin:.3g} nats")
+        self.ties.append(f"step {step}: {got} for {mine} across {relation}{margin:.3g} nats")
         if margin >= self.margin:
-            self.margin, self.margin_place = margin, Place(rows.start, None, mine, got)
+            self.margin, self.margin_place = margin, Place(step, None, mine, got)
 
 
 def prompt_cost(logits: Logits, targets: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> float:

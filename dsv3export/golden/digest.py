@@ -8,6 +8,7 @@ without either; how well depends on r.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -48,17 +49,21 @@ def digest(rows: Array, settings: Settings) -> dict[str, NDArray[np.float32]]:
 def digest_errors(expected: dict[str, Array], rows: Array, settings: Settings) -> RowErrors:
     """How far a value [S, D] is from what was kept of another one."""
     with np.errstate(invalid="ignore", over="ignore"):
-        got = digest(rows, settings)
+        return kept_errors(expected, digest(rows, settings), settings)
+
+
+def kept_errors(expected: Mapping[str, Array], got: Mapping[str, Array], settings: Settings) -> RowErrors:
+    """How far apart two values are of which the same was kept."""
     name = {"full": "values", "norm": "norm", "projections": "projections"}[settings.digest]
     sizes = _norms(expected[name]) if name == "values" else expected["norm"].astype(np.float64)
-    mine, others = (each[name].astype(np.float64).reshape(len(rows), -1) for each in (expected, got))
+    mine, others = (each[name].astype(np.float64).reshape(len(each[name]), -1) for each in (expected, got))
     with np.errstate(invalid="ignore", divide="ignore"):
         difference = np.abs(others - mine)
         difference[np.isnan(difference)] = np.inf
         size = np.maximum(sizes, np.sqrt(np.square(sizes).mean()))
         error: Floats = np.where(difference.any(axis=1), _norms(difference) / size, 0.0)
     index = difference.argmax(axis=1)
-    places = np.arange(len(rows)), index
+    places = np.arange(len(mine)), index
     return RowErrors(error, index, mine[places], others[places])
 
 

@@ -85,25 +85,56 @@ def log_sum_exp(logits: Array) -> Floats:
 
 def distribution_errors(expected: TopLogits, logits: Array) -> DistributionErrors:
     """How far logits [n, V] are from the rows that were kept of others."""
-    mine, total = expected.log_p, log_sum_exp(logits)
+    total = log_sum_exp(logits)
     chosen = logits if expected.ids is None else np.take_along_axis(logits, expected.ids.astype(np.int64), axis=1)
     with np.errstate(invalid="ignore"):
         got = chosen.astype(np.float64) - total[:, None]
+    same = (expected.likeliest == logits.argmax(axis=1)) & np.isfinite(logits).all(axis=1)
+    return _errors(expected, got, np.ones(got.shape, np.bool_), same)
+
+
+def kept_distribution_errors(expected: TopLogits, got: TopLogits) -> DistributionErrors:
+    """How far apart rows are of which as many tokens were kept.
+
+    Of a token that only `expected` has kept, the other's log-probability is at most its least kept one: so much is the
+    error at least. In the divergence it counts with the rest.
+    """
+    same = expected.likeliest == got.likeliest
+    if expected.ids is None or got.ids is None:
+        return _errors(expected, got.log_p, np.ones(got.values.shape, np.bool_), same)
+    wanted, there = _by_row(expected.ids), _by_row(got.ids)
+    order = np.argsort(there)
+    found = order[np.minimum(np.searchsorted(there, wanted, sorter=order), len(order) - 1)]
+    known = (there[found] == wanted).reshape(expected.ids.shape)
+    theirs = got.log_p
+    at_most = np.minimum(expected.log_p, theirs.min(axis=1)[:, None])
+    return _errors(expected, np.where(known, theirs.ravel()[found].reshape(known.shape), at_most), known, same)
+
+
+def _by_row(ids: Array) -> NDArray[np.int64]:
+    """Token ids [n, k] as numbers [n k] that no two rows share."""
+    return (np.arange(len(ids), dtype=np.int64)[:, None] * 2**32 + ids).ravel()
+
+
+def _errors(
+    expected: TopLogits, got: Floats, known: NDArray[np.bool_], same: NDArray[np.bool_]
+) -> DistributionErrors:  # fmt: skip
+    mine = expected.log_p
+    with np.errstate(invalid="ignore"):
         difference = np.abs(got - mine)
         difference[np.isnan(difference)] = np.inf
         error = np.sqrt(np.square(difference).mean(axis=1))
-        kl = _divergence(mine, got, expected.ids is None)
+        kl = _divergence(mine, got, known, expected.ids is None)
     column = difference.argmax(axis=1)
     row = np.arange(len(mine))
     token = column if expected.ids is None else expected.ids[row, column].astype(np.int64)
-    same = (expected.likeliest == logits.argmax(axis=1)) & np.isfinite(logits).all(axis=1)
     return DistributionErrors(error, kl, token, mine[row, column], got[row, column], _moved(mine, got), same)
 
 
-def _divergence(mine: Floats, got: Floats, complete: bool) -> Floats:
-    kl: Floats = (np.exp(mine) * (mine - got)).sum(axis=1)
+def _divergence(mine: Floats, got: Floats, known: NDArray[np.bool_], complete: bool) -> Floats:
+    kl: Floats = (np.exp(mine) * (mine - got)).sum(axis=1, where=known)
     if not complete:
-        rest, others = (np.maximum(1 - np.exp(each).sum(axis=1), _LEAST_REST) for each in (mine, got))
+        rest, others = (np.maximum(1 - np.exp(each).sum(axis=1, where=known), _LEAST_REST) for each in (mine, got))
         kl += rest * np.log(rest / others)
     return np.where(np.isnan(kl), np.inf, np.maximum(kl, 0.0))
 

@@ -86,9 +86,17 @@ def test_wrong_uses(golden: Path, tiny_engine: Path, prompts: Path, tmp_path: Pa
     others, damaged = tmp_path / "others.txt", tmp_path / "damaged.golden"
     others.write_text("[1, 2, 3]\n", encoding="utf-8")
     damaged.write_bytes(golden.read_bytes()[:-4])
+    less, alone, short = (tmp_path / name for name in ("less.golden", "outputs.golden", "short.golden"))
+    for path, lines, digest in ((less, prompts, "norm"), (alone, prompts, "none"), (short, others, "norm")):
+        options = ("--prompts", lines, "--digest", digest, "--new-tokens", "1", "--quiet")
+        assert run_here("golden", "record", tiny_engine, *options, "-o", path).code == 0
     for arguments, says in (
         ((tiny_engine, golden, "--prompts", prompts), ("a golden", "as A")),
-        ((golden, golden), ("an engine or a checkpoint", "another golden")),
+        ((golden, golden, "--precision", "int4"), ("--precision", "goldens alone")),
+        ((golden, less), ("the same --digest",)),
+        ((golden, alone), ("outputs.golden", "golden check", "--digest")),
+        ((alone, tiny_engine), ("outputs.golden", "golden check", "--digest")),
+        ((golden, short), ("the same prompts", "other prompts")),
         ((golden, tiny_engine, "--prompts", others), ("--prompts", "recorded with", "Leave --prompts out")),
         ((golden, tiny_engine, "--causes"), ("--causes", "golden as A")),
         ((golden, tiny_engine, "--tolerance", "0.1"), ("--tolerance", "golden as A")),
@@ -102,8 +110,30 @@ def test_wrong_uses(golden: Path, tiny_engine: Path, prompts: Path, tmp_path: Pa
         assert_refused(run_here("diff", *arguments), says, tmp_path)
 
 
-def test_a_golden_of_outputs_alone(tiny_engine: Path, prompts: Path, tmp_path: Path) -> None:
-    path = tmp_path / "outputs.golden"
-    options = ("--digest", "none", "--new-tokens", "1", "--quiet")
-    assert run_here("golden", "record", tiny_engine, "--prompts", prompts, "-o", path, *options).code == 0
-    assert_refused(run_here("diff", path, tiny_engine), ("outputs.golden", "golden check", "--digest"), tmp_path)
+@pytest.mark.parametrize(("digest", "logits"), [("projections", "top-4"), ("full", "full")])
+def test_two_goldens_differ_as_the_first_and_the_second_s_model(
+    digest: str, logits: str, tiny_fp8: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Int4 against what was recorded in float32: all figures are those of a model that is run."""
+    options = ("--prompts", prompts, "--digest", digest, "--logits", logits, "--new-tokens", "2", "--quiet")
+    mine, other = tmp_path / "mine.golden", tmp_path / "other.golden"
+    for path, precision in ((mine, "fp32"), (other, "int4")):
+        made = run_here("golden", "record", tiny_fp8, *options, "--precision", precision, "-o", path)
+        assert (made.code, made.err) == (0, "")
+    found = []
+    for side in ((other,), (tiny_fp8, "--precision", "int4")):
+        outcome = run_here("diff", mine, *side, "--json", tmp_path / "diff.json", "--quiet")
+        assert (outcome.code, outcome.err) == (0, ""), outcome.out
+        found.append(json.loads((tmp_path / "diff.json").read_text(encoding="utf-8")))
+    recorded, run = ({_case(case): case["measured"] for case in each["result"]["cases"]} for each in found)
+    assert recorded.keys() == {case for case in run if case[0] != "tokens"}
+    for case, measured in recorded.items():
+        # a token that only the first has kept counts with the rest: as much or less
+        low = 0.0 if case[0].startswith(("logits.", "greedy.")) and logits != "full" else 0.98
+        assert low * run[case]["value"] - 1e-6 <= measured["value"] <= 1.02 * run[case]["value"] + 1e-6, case
+        assert measured["agreement"] == run[case]["agreement"] and measured["ties"] == run[case]["ties"]
+    assert recorded[("layers.error", 0, "layers.2")]["value"] > 0 < recorded[("logits.kl", 0, None)]["value"]
+
+
+def _case(case: dict[str, dict[str, object]]) -> tuple[object, object, object]:
+    return tuple(case["measured"][key] for key in ("metric", "prompt", "layer"))  # type: ignore[return-value]

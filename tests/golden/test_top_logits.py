@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv3export.compare.distributions import kl_divergence, log_softmax
-from dsv3export.golden.top_logits import distribution_errors, top_logits
+from dsv3export.golden.top_logits import distribution_errors, kept_distribution_errors, top_logits
 
 V = 200
 
@@ -81,3 +81,17 @@ def test_whether_the_likeliest_token_is_the_same(top: int) -> None:
     kept = top_logits(np.array([[0.0, 2.0, 1.0]] * 3), top)
     got = np.array([[0.0, 1.1, 1.0], [0.0, 1.0, 1.1], [np.nan, 2.0, 1.0]])
     assert distribution_errors(kept, got).same.tolist() == [True, False, False]
+
+
+@given(seed=st.integers(0, 2**32 - 1), top=st.sampled_from([0, 1, 2, 8, V]), size=st.sampled_from([1e-3, 0.1, 2.0]))
+def test_of_two_records_no_more_is_seen_than_of_the_logits(seed: int, top: int, size: float) -> None:
+    """And all of it where both have kept all tokens, in whatever order."""
+    mine, got = logits(seed), logits(seed) + np.float32(size) * logits(seed + 1)
+    kept = top_logits(mine, top)
+    whole, seen = distribution_errors(kept, got), kept_distribution_errors(kept, top_logits(got, top))
+    assert (seen.same == whole.same).all()
+    assert (seen.error <= whole.error + 1e-6).all() and (seen.kl <= whole.kl + 1e-6).all()
+    if top in (0, V):
+        np.testing.assert_allclose(seen.error, whole.error, atol=1e-5)
+        np.testing.assert_allclose(seen.kl, whole.kl, atol=1e-5)
+        assert (seen.token == whole.token).all()
