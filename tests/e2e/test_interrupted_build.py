@@ -30,10 +30,11 @@ UNITS = 60  # about as many as the model below has
 SERVER = """
 import json, os, sys
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.graphs import build, weight_units
+from dsv3export.graphs import build, executor, weight_units
 weight_units.UNIT_ELEMENTS = 2000
-traced = build.graph_for(Checkpoint.open(sys.argv[1]).config)
-build.graph_for = lambda *arguments, **options: traced
+config = Checkpoint.open(sys.argv[1]).config
+traced = {part: executor.graph_for(config, part) for part in (["trunk", "mtp"] if config.mtp_layer_ids else ["trunk"])}
+executor.graph_for = lambda config, part, *layers: traced[part]
 for line in sys.stdin:
     checkpoint, out, threads = json.loads(line)
     child = os.fork()
