@@ -32,7 +32,7 @@ def weight_terms(config: ModelConfig, recipe: Recipe) -> list[Term]:
     """Bytes of the trunk's weights by part (the names of `model_size.ParameterCount.by_component`), scales included.
 
     As ONNX Runtime engines store them. Norms and routers are float32 at every precision. MTP modules are not counted:
-    no engine holds them.
+    a run without drafts does not load them.
     """
     numbers: dict[str, int] = {}
     sizes: dict[str, int] = {}
