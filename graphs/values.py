@@ -17,6 +17,16 @@ def like(value: ir.Value, name: str | None = None) -> ir.Value:
     return copy
 
 
+def own_copy(function: ir.Function) -> ir.Function:
+    """A copy that shares nothing that can be altered. `Function.clone` shares the values' types."""
+    copy = function.clone()
+    values = [*copy.inputs, *(value for node in copy for value in node.outputs)]
+    for value in values:
+        if value.dtype is not None:
+            value.type = ir.TensorType(value.dtype)
+    return copy
+
+
 def mark_weight(value: ir.Value) -> ir.Value:
     """Declare an input to be a weight, not a run-time argument."""
     value.metadata_props[_ROLE] = "weight"

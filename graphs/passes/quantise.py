@@ -38,7 +38,7 @@ from dsv3export.errors import InternalError
 from dsv3export.graphs.fp8_parts import FP8_NUMBERS, FP8_SCALES
 from dsv3export.graphs.rewrite import GraphWithWeights, KindRewriter, RewrittenKind, rebuild
 from dsv3export.graphs.spec import dims_of
-from dsv3export.graphs.values import is_weight
+from dsv3export.graphs.values import is_weight, own_copy
 from dsv3export.plugins import DOMAIN, OPS
 from dsv3export.plugins.dims import bind_dims, static_dims
 from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
@@ -69,7 +69,7 @@ def quantise(before: GraphWithWeights, recipe: Recipe, config: ModelConfig) -> G
         if variant not in names:
             taken = sum(kind == node.op_type for kind, _ in names)
             names[variant] = node.op_type if not taken else f"{node.op_type}_{taken + 1}"
-            function = before.model.functions[(node.domain, node.op_type, "")].clone()
+            function = own_copy(before.model.functions[(node.domain, node.op_type, "")])
             function.name = names[variant]
             functions.append(function)
             kinds[function.name] = _quantise_kind(function, dict(zip(COMPONENTS, schemes, strict=True)))

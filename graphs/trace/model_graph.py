@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, get_args
 
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from dsv3export.config import ModelConfig
 from dsv3export.graphs.opset import IR_VERSION, KIND_DOMAIN, OPSET_IMPORTS
 from dsv3export.graphs.trace.export import export_kind
 from dsv3export.graphs.trace.kinds import layer_kinds
-from dsv3export.graphs.values import like
+from dsv3export.graphs.values import like, own_copy
 
 Part = Literal["trunk", "mtp"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -35,11 +36,18 @@ def graph_for(config: ModelConfig, part: Part = "trunk", layers: Sequence[int] |
 
     MTP: ``final_hidden`` of tokens i joins the inputs, ``input_ids`` are tokens i+1; outputs ``logits``,
     ``draft_hidden`` [B, S, D] (what ``final_hidden`` is to the trunk) and the cache.
+
+    The model is the caller's to change. A process traces a kind once for a config; later graphs have copies.
     """
     builder = _Builder(config)
     chosen = range(config.num_hidden_layers) if layers is None else layers
     graph = builder.trunk(chosen) if part == "trunk" else builder.mtp()
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="dsv3export", functions=builder.functions())
+
+
+@lru_cache(maxsize=16)
+def _traced_kind(config: ModelConfig, kind: str) -> ir.Function:
+    return export_kind(layer_kinds(config)[kind])
 
 
 class _Builder:
@@ -88,7 +96,7 @@ class _Builder:
 
     def _function(self, kind: str) -> ir.Function:
         if kind not in self._functions:
-            self._functions[kind] = export_kind(self._kinds[kind])
+            self._functions[kind] = own_copy(_traced_kind(self._config, kind))
         return self._functions[kind]
 
     def _runtime_inputs(self, kind: str) -> list[ir.Value]:

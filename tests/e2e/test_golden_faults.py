@@ -28,10 +28,8 @@ from tests.e2e.test_planted_faults import (
     Faulty,
     Patch,
     prompts_of,
-    traced_once,
 )
 
-__all__ = ["traced_once"]  # a fixture
 Record = Callable[[Golden, str], GoldenFile]
 
 

@@ -30,11 +30,11 @@ UNITS = 60  # about as many as the model below has
 SERVER = """
 import json, os, sys
 from dsv3export.checkpoint import Checkpoint
-from dsv3export.graphs import build, executor, weight_units
+from dsv3export.graphs import build, graph_for, weight_units
 weight_units.UNIT_ELEMENTS = 2000
 config = Checkpoint.open(sys.argv[1]).config
-traced = {part: executor.graph_for(config, part) for part in (["trunk", "mtp"] if config.mtp_layer_ids else ["trunk"])}
-executor.graph_for = lambda config, part, *layers: traced[part]
+for part in ["trunk", "mtp"] if config.mtp_layer_ids else ["trunk"]:
+    graph_for(config, part)  # what is traced here is in the children
 for line in sys.stdin:
     checkpoint, out, threads = json.loads(line)
     child = os.fork()

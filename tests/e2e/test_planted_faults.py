@@ -56,22 +56,6 @@ class _FaultyStage:
             return self._inner.run(prompt, hidden)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once() -> Iterator[None]:
-    """Traces of one config are shared: the quantise pass copies what it changes."""
-    traces: dict[str, ir.Model] = {}
-
-    def trace(config: Any, *part: Any) -> ir.Model:
-        key = repr((config.quantization, part))
-        if key not in traces:
-            traces[key] = graph_for(config, *part)
-        return traces[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dsv3export.graphs.executor.graph_for", trace)
-        yield
-
-
 def prompts_of(golden: Golden) -> list[list[int]]:
     return [golden.ids(prompt)[:24] for prompt in (3, 5)]
 

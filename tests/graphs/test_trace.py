@@ -16,7 +16,7 @@ from torch import nn
 from dsv3export.checkpoint.model_weights import checkpoint_tensors
 from dsv3export.config import ModelConfig
 from dsv3export.errors import InternalError
-from dsv3export.graphs import graph_for
+from dsv3export.graphs import graph_for, print_graph
 from dsv3export.graphs.trace.aten import reshape_target
 from dsv3export.graphs.trace.emitter import Dim
 from dsv3export.graphs.trace.export import export_kind
@@ -27,7 +27,7 @@ from tests.support.synthetic import tiny_config
 TRACE_671B = """
 import json, resource, time
 started = time.monotonic()
-from dsv3export.graphs import graph_for
+from dsv3export.graphs import graph_for, print_graph
 from dsv3export.presets import preset
 model = graph_for(preset("deepseek_v3"))
 seconds = time.monotonic() - started
@@ -83,6 +83,21 @@ def test_a_layer_kind_is_traced_once(tiny_fp8: Path) -> None:
     model = graph_for(ModelConfig.from_file(tiny_fp8 / "config.json"))
     assert [function.name for function in model.functions.values()] == ["embed", "dense_layer", "moe_layer", "head"]
     assert [node.op_type for node in model.graph] == ["embed", "dense_layer", *["moe_layer"] * 3, "head"]
+
+
+def test_what_is_done_to_a_graph_is_not_seen_in_the_next(tiny_fp8: Path) -> None:
+    config = ModelConfig.from_file(tiny_fp8 / "config.json")
+    before = print_graph(graph_for(config))
+    altered = graph_for(config)
+    for function in altered.functions.values():
+        for value in [*function.inputs, *(output for node in function for output in node.outputs)]:
+            value.dtype, value.shape = ir.DataType.INT8, ir.Shape([7])
+            value.metadata_props.clear()
+        for node in function:
+            node.attributes.clear()
+        function.name += "_altered"
+    assert print_graph(altered) != before
+    assert print_graph(graph_for(config)) == before
 
 
 @pytest.mark.parametrize(
