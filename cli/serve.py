@@ -78,6 +78,7 @@ def command(
             engine,
             threads,
             provider,
+            quiet,
             max_batch=slots,
             capacity=context or DEFAULT_CONTEXT,
             prefix_cache=prefix_cache,

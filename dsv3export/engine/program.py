@@ -1,7 +1,7 @@
 """graph/program.json of a TensorRT engine: which engine files there are, and in what order they are called.
 
-Each layer kind has an engine for each phase. All weights are inputs: a call says which weight of the table each one
-is. Plain dataclasses, strict parsing, as engine.json.
+graph/mtp.json says the same of the MTP layer. Each layer kind has an engine for each phase. All weights are inputs: a
+call says which weight of the table each one is. Plain dataclasses, strict parsing, as engine.json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dsv3export.engine.typed_json import REBUILD, JsonValue, parse_json
 from dsv3export.errors import EngineError
 
 FORMAT, VERSION = "dsv3export-tensorrt-program", 1
-PROGRAM = "program"
+# Names of the programs among the manifest's `graphs`: of the trunk, and of the MTP layer.
+PROGRAM, MTP_PROGRAM = "program", "mtp"
 Phase = Literal["decode", "prefill"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 # safetensors' names; I4: two numbers in a byte, the low half first, in the weight table as U8 of half the width.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from dsv3export.config import ModelConfig
     from dsv3export.engine.manifest import Manifest
+    from dsv3export.progress import Progress
     from dsv3export.runtime.request_maker import GenerationOptions
 
 Batch = list[str] | Sequence[TokenIds]
@@ -84,7 +85,9 @@ class Engine:
         self.speculation = SpeculationStats()
         contexts = [(files.config.max_position_embeddings, "the model's max_position_embeddings")]
         if isinstance(session, BoundedSession):
-            contexts.append((session.capacity, "what the engine was built for"))
+            # A step writes its drafts behind the last token.
+            less = f", less {speculate} for drafts" if speculate else ""
+            contexts.append((session.capacity - speculate, f"what the engine was built for{less}"))
         if capacity is not None:
             contexts.append((capacity, "the capacity asked for"))
         self.limits = Limits(session.vocab_size, *min(contexts, key=lambda context: context[0]))
@@ -102,6 +105,7 @@ class Engine:
         prefill_chunk: int = PREFILL_CHUNK,
         prefix_cache: int | None = 0,
         speculate: int = 0,
+        progress: Progress | None = None,
     ) -> Engine:
         """Opens and checks an engine directory and loads it into its backend.
 
@@ -112,6 +116,7 @@ class Engine:
                 them that this machine has. Where that is not the preferred one, a `UserWarning` says so.
             verify: "full" hashes every weights file, "auto" only those whose modification time has changed.
             max_batch, capacity, prefill_chunk, prefix_cache, speculate: See `Engine`.
+            progress: Told of the bytes of weights that go to a GPU's memory.
 
         Raises:
             EngineError: The engine is missing, damaged, altered or of another format version.
@@ -121,7 +126,7 @@ class Engine:
         _require_positive(threads=threads)
         check_choice(provider)
         files = EngineFiles.open(Path(path), verify)
-        session = _open_session(files, threads, provider)
+        session = _open_session(files, threads, provider, progress, drafts=speculate > 0)
         return cls(files, session, max_batch, capacity, prefill_chunk, prefix_cache, speculate)
 
     @property
@@ -242,7 +247,9 @@ def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:
     return True, cast("list[Prompt]", list(prompt))
 
 
-def _open_session(files: EngineFiles, threads: int | None, provider: Choice) -> Session:
+def _open_session(
+    files: EngineFiles, threads: int | None, provider: Choice, progress: Progress | None, drafts: bool
+) -> Session:
     """Raises BackendError for a backend or a provider that this runtime cannot run."""
     record = files.manifest.backend
     # imported here so that a missing backend package is reported only when it is needed
@@ -252,7 +259,7 @@ def _open_session(files: EngineFiles, threads: int | None, provider: Choice) -> 
         if provider != "auto":
             expected, fix = "an engine for onnxruntime", "Leave the provider to auto."
             raise BackendError(f"engine {files.path}: provider {provider}", expected=expected, got=record.name, fix=fix)
-        return TensorRTSession(files)
+        return TensorRTSession(files, progress=progress, drafts=drafts)
     if record.name != "onnxruntime":
         expected = f"onnxruntime, {' or '.join(FLAVOURS)}"
         raise BackendError(f"engine {files.path}: backend", expected=expected, got=repr(record.name))

@@ -24,17 +24,25 @@ class MemoryNeeds:
     cache_per_slot: int
     rows: int
 
+    def __add__(self, other: MemoryNeeds) -> MemoryNeeds:
+        """Of two programs whose sequences are the same ones."""
+        cache = self.cache_per_slot + other.cache_per_slot
+        return MemoryNeeds(self.weights + other.weights, self.steps + other.steps, cache, self.rows)
+
     @property
     def least(self) -> int:
         """With one sequence."""
         return self.weights + self.steps + self.cache_per_slot
 
 
-def check_memory(where: str, needs: MemoryNeeds, device: Device, parameters: int) -> None:
+def check_memory(
+    where: str, needs: MemoryNeeds, device: Device, parameters: int, drafts: MemoryNeeds | None = None
+) -> None:
     """Raises ResourceError, with what would fit, where not even one sequence does.
 
     Args:
         parameters: Of the model's part that the engine has.
+        drafts: What of the needs is the MTP layer's.
     """
     memory = device.memory()
     if needs.least <= memory.free:
@@ -46,7 +54,7 @@ def check_memory(where: str, needs: MemoryNeeds, device: Device, parameters: int
             f"the cache of one sequence of {needs.rows} tokens {_size(needs.cache_per_slot)}"
         ),
         got=f"{_size(memory.free)} of {_size(memory.total)}",
-        fix=_what_fits(needs, memory, parameters),
+        fix=_what_fits(needs, memory, parameters, drafts.least if drafts else 0),
     )
 
 
@@ -62,7 +70,9 @@ def check_slots(where: str, slots: int, needs: MemoryNeeds, device: Device) -> N
         )  # fmt: skip
 
 
-def _what_fits(needs: MemoryNeeds, memory: MemoryInfo, parameters: int) -> str:
+def _what_fits(needs: MemoryNeeds, memory: MemoryInfo, parameters: int, drafts: int) -> str:
+    if drafts and needs.least - drafts <= memory.free:
+        return "Without drafts it would fit: leave --speculate out."
     if needs.least <= memory.total:
         return "Other programs use the rest of it: end them, see nvidia-smi."
     room = memory.total - needs.steps - needs.weights

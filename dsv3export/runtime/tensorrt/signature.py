@@ -13,6 +13,9 @@ from dsv3export.runtime.device import ALIGNMENT
 from dsv3export.runtime.latent_cache import CacheLayout
 
 CACHE, LENGTH, LOGITS, ROWS = "latent_cache.", "length", "logits", "logit_rows"
+IDS, START = "input_ids", "start"
+# What a trunk and an MTP layer hand on of each token.
+FINAL_HIDDEN, DRAFT_HIDDEN = "final_hidden", "draft_hidden"
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,10 @@ class Signature:
         slot_bytes: What a slot takes in one layer's cache.
         layout: Of the latent cache.
         vocab_size: Width of the logits.
+        hidden: The value that has each token's hidden state after the last norm, [B, S, D].
         body: The calls that every token goes through.
         tail: Those after them that work on the rows that logits are wanted of.
+        body_fills_caches: Whether no call of the tail updates a cache.
     """
 
     ports: Mapping[str, Port]
@@ -34,17 +39,24 @@ class Signature:
     slot_bytes: int
     layout: CacheLayout
     vocab_size: int
+    hidden: str
     body: tuple[Call, ...]
     tail: tuple[Call, ...]
+    body_fills_caches: bool
 
 
-def read_signature(program: Program, where: str) -> Signature:
-    """Raises EngineError where a program is not that of a language model with caches that are updated in place."""
+def read_signature(program: Program, where: str, first_layer: int = 0) -> Signature:
+    """Raises EngineError where a program is not that of a language model with caches that are updated in place.
+
+    Args:
+        first_layer: The number of the first of the layers that have a cache.
+    """
     ports = _ports_by_value(program)
     layers = sum(name.startswith(CACHE) for name in program.inputs)
-    names = [f"{CACHE}{layer}" for layer in range(layers)]
+    names = [f"{CACHE}{first_layer + layer}" for layer in range(layers)]
     known = {*program.inputs, *program.outputs} & ports.keys()
-    if missing := sorted({"input_ids", "start", ROWS, LOGITS, *names} - known):
+    hidden = DRAFT_HIDDEN if DRAFT_HIDDEN in program.outputs else FINAL_HIDDEN
+    if missing := sorted({IDS, START, ROWS, LOGITS, hidden, *names} - known):
         raise EngineError(where, expected=f"a value {missing[0]!r}", got="none", fix=REBUILD)
     logits = ports[LOGITS]
     if logits.dtype != "F32" or not isinstance(logits.shape[-1], int):
@@ -57,14 +69,17 @@ def read_signature(program: Program, where: str) -> Signature:
             fix=REBUILD,
         )  # fmt: skip
     late = [any("R" in port.shape for port in program.kinds[call.kind].inputs) for call in program.calls]
+    tail = tuple(call for call, is_late in zip(program.calls, late, strict=True) if is_late)
     return Signature(
         ports=ports,
         caches={name: _updated(program, name, where) for name in names},
         slot_bytes=slot_bytes,
         layout=CacheLayout(layers, width, dtype),
         vocab_size=logits.shape[-1],
+        hidden=hidden,
         body=tuple(call for call, is_late in zip(program.calls, late, strict=True) if not is_late),
-        tail=tuple(call for call, is_late in zip(program.calls, late, strict=True) if is_late),
+        tail=tail,
+        body_fills_caches=not any(program.kinds[call.kind].aliases for call in tail),
     )
 
 

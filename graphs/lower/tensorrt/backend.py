@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import onnx_ir as ir
+
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import BackendRecord, Compute, WeightEntry
-from dsv3export.engine.program import PHASES, PROGRAM, Phase, Program
+from dsv3export.engine.program import MTP_PROGRAM, PHASES, PROGRAM, Limits, Phase, Program
 from dsv3export.errors import RequestError
 from dsv3export.graphs.backend import BackendOptions, GraphFile, TensorRTOptions, router_dtype
-from dsv3export.graphs.lower.tensorrt.choices import aligned_capacity, cache_for, check_schemes, compute_for, limits_for
+from dsv3export.graphs.lower.tensorrt.choices import (
+    aligned_capacity,
+    cache_for,
+    check_schemes,
+    compute_for,
+    draft_limits,
+    limits_for,
+)
 from dsv3export.graphs.lower.tensorrt.dtypes import FLOAT_TYPES
 from dsv3export.graphs.lower.tensorrt.emit import Types
 from dsv3export.graphs.lower.tensorrt.engines import BuiltEngine, Target, build_kind
@@ -28,6 +37,8 @@ from dsv3export.progress import Progress
 from dsv3export.recipe import Recipe
 from dsv3export.runtime.tensorrt_module import load_tensorrt
 
+_PROGRAMS: Mapping[Part, str] = {"trunk": PROGRAM, "mtp": MTP_PROGRAM}
+
 
 class TensorRTBackend:
     """Builds for one flavour.
@@ -37,7 +48,7 @@ class TensorRTBackend:
         RequestError: An option of another backend, or a device that it cannot build for.
     """
 
-    takes_mtp = False
+    takes_mtp = True
 
     def __init__(self, flavour: Flavour, options: BackendOptions) -> None:
         if options.provider != "cpu":
@@ -65,42 +76,61 @@ class TensorRTBackend:
     def compile(
         self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, config: ModelConfig, progress: Progress
     ) -> KindEngines:
-        graph = graphs["trunk"]
-        compute, limits = self._compute(recipe), limits_for(self._asked, config)
-        limits = replace(limits, capacity=aligned_capacity(limits.capacity, config, recipe.cache))
-        step_tokens = limits.slots * (1 + limits.draft)
-        types = Types(FLOAT_TYPES[compute], FLOAT_TYPES[recipe.cache], limits.capacity, step_tokens)
-        version = str(self._trt.__version__)
-        timing = TimingCache.of_user(version) if self._flavour.measures else None
-        target = Target(self._trt, self._flavour, rows_for(self._flavour), types, limits, self._devices, timing)
-        results = result_names(graph.model)
-        functions = [function for function in graph.model.functions.values() if function.name in results]
+        compute = self._compute(recipe)
+        asked = limits_for(self._asked, config)
+        limits = replace(asked, capacity=aligned_capacity(asked.capacity, config, recipe.cache))
+        of_parts: Mapping[Part, Limits] = {"trunk": limits, "mtp": draft_limits(limits, config, recipe.cache)}
+        targets = {part: self._target(compute, recipe, of_parts[part]) for part in graphs}
+        wanted = _kinds(graphs)
         built = {}
-        with Steps(self._trt, progress, len(functions) * len(PHASES)) as steps:
-            for function in functions:
-                built[function.name] = build_kind(target, function, results[function.name], steps)
-        opset = graph.model.graph.opset_imports[""]
+        with Steps(self._trt, progress, len(wanted) * len(PHASES)) as steps:
+            for name, (part, function, results) in wanted.items():
+                built[name] = build_kind(targets[part], function, results, steps)
+        version = str(self._trt.__version__)
+        opset = graphs["trunk"].model.graph.opset_imports[""]
         record = BackendRecord(self._flavour.name, version, opset, (), compute)
-        return KindEngines(record, program_of(graph.model, target, built, compute, version), built)
+        programs = {
+            _PROGRAMS[part]: program_of(graph.model, targets[part], built, compute, version)
+            for part, graph in graphs.items()
+        }
+        return KindEngines(record, programs, built)
 
     def _compute(self, recipe: Recipe) -> Compute:
         return compute_for(recipe, self._options.compute)
 
+    def _target(self, compute: Compute, recipe: Recipe, limits: Limits) -> Target:
+        step_tokens = limits.slots * (1 + limits.draft)
+        types = Types(FLOAT_TYPES[compute], FLOAT_TYPES[recipe.cache], limits.capacity, step_tokens)
+        timing = TimingCache.of_user(str(self._trt.__version__)) if self._flavour.measures else None
+        return Target(self._trt, self._flavour, rows_for(self._flavour), types, limits, self._devices, timing)
+
 
 @dataclass(frozen=True)
 class KindEngines:
-    """The engines of all kinds, and how they are called."""
+    """The engines of all kinds, and the programs that call them."""
 
     record: BackendRecord
-    program: Program
+    programs: Mapping[str, Program]
     engines: Mapping[str, Mapping[Phase, BuiltEngine]]
 
     def files(self, entries: Sequence[WeightEntry]) -> Mapping[str, GraphFile]:
-        files = {PROGRAM: GraphFile("graph/program.json", self.program.to_json())}
-        for name, kind in self.program.kinds.items():
-            for phase, engine in kind.engines.items():
-                files[engine] = GraphFile(f"graph/{engine}.engine", self.engines[name][phase].data)
+        files = {name: GraphFile(f"graph/{name}.json", each.to_json()) for name, each in self.programs.items()}
+        for program in self.programs.values():
+            for name, kind in program.kinds.items():
+                for phase, engine in kind.engines.items():
+                    files[engine] = GraphFile(f"graph/{engine}.engine", self.engines[name][phase].data)
         return files
+
+
+def _kinds(graphs: Mapping[Part, GraphWithWeights]) -> Mapping[str, tuple[Part, ir.Function, Sequence[str]]]:
+    """Layer kind -> the part of the model that it is first called by, its function, and names of its results."""
+    kinds: dict[str, tuple[Part, ir.Function, Sequence[str]]] = {}
+    for part, graph in graphs.items():
+        results = result_names(graph.model)
+        for function in graph.model.functions.values():
+            if function.name in results:
+                kinds.setdefault(function.name, (part, function, results[function.name]))
+    return kinds
 
 
 def _checked_devices(flavour: Flavour, devices: tuple[str, ...]) -> tuple[str, ...]:

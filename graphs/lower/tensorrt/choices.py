@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import gcd
 
 from dsv3export.config import ModelConfig
@@ -17,6 +18,8 @@ from dsv3export.runtime.latent_cache import CacheLayout
 MAX_SLOTS, MAX_LENGTH, PREFILL_CHUNK, MAX_DRAFT = 8, 4096, 256, 1
 # TensorRT counts elements in 32 bits: slots * chunk * width stays far below.
 _MOST = 1 << 20
+# More than 2 * MAX_DRAFTS + 1, and a multiple of the blocks that attention reads a cache in.
+_DRAFT_ROWS = 64
 
 
 def check_schemes(flavour: Flavour, recipe: Recipe) -> None:
@@ -69,6 +72,11 @@ def aligned_capacity(capacity: int, config: ModelConfig, cache: CacheFormat) -> 
     row = CacheLayout.of(cache, config, layers=1).bytes_per_token
     step = ALIGNMENT // gcd(ALIGNMENT, row)
     return -(-capacity // step) * step
+
+
+def draft_limits(limits: Limits, config: ModelConfig, cache: CacheFormat) -> Limits:
+    """Those of the MTP layer's engines: drafts are written behind the tokens of a sequence, and forgotten."""
+    return replace(limits, capacity=aligned_capacity(limits.capacity + _DRAFT_ROWS, config, cache))
 
 
 def _within(name: str, asked: int | None, default: int, least: int, most: int) -> int:

@@ -25,10 +25,11 @@ def program_of(
     """The program.
 
     Args:
-        built: Kind -> phase -> its engine.
+        built: Kind -> phase -> its engine; also those of other programs.
         version: TensorRT's.
     """
-    kinds = {name: _kind(name, phases) for name, phases in built.items()}
+    called = {call.op_type for call in model.graph}
+    kinds = {name: _kind(name, phases) for name, phases in built.items() if name in called}
     run_time = tuple(str(value.name) for value in model.graph.inputs if not is_weight(value))
     sizes = (LENGTH,) if any(_takes_length(kind) for kind in kinds.values()) else ()
     return Program(

@@ -86,7 +86,7 @@ def test_engine_load_generates(
     golden: Golden, recorded: RecordedEngine, emulation: Emulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library's own way in: the engine's record chooses the session, and its capacity bounds requests."""
-    monkeypatch.setattr("dsv3export.runtime.tensorrt.session.TensorRTSession", lambda files: emulation.session)
+    monkeypatch.setattr("dsv3export.runtime.tensorrt.session.TensorRTSession", lambda files, **_: emulation.session)
     engine = Engine.load(recorded.path)
     result = engine.generate(golden.ids(3), max_new_tokens=8, ignore_eos=True)
     assert [result.token_ids] == continued(golden, 8, (3,))

@@ -58,6 +58,7 @@ def emulate(
     driver: EmulatedDriver | None = None,
     kernels: Path | None = None,
     flavour: str = "tensorrt-rtx",
+    drafts: bool = False,
     **trt: Any,
 ) -> Emulation:
     """A session on an emulated device.
@@ -65,11 +66,13 @@ def emulate(
     Args:
         flavour: Whose runtime is emulated; what the engine's program says has to be the same.
         kernels: The file of compiled kernels.
+        drafts: Whether the session is told that drafts will be wanted.
         trt: Attributes of the emulated module, set before anything is loaded.
     """
     driver = driver or EmulatedDriver()
     module = EmulatedTensorRT(engine.recorder, driver, flavour)
     for name, value in trt.items():
         setattr(module, name, value)
-    session = TensorRTSession(engine.files(), Device(driver=Driver(driver)), module, KernelCache(kernels))
+    device, kept = Device(driver=Driver(driver)), KernelCache(kernels)
+    session = TensorRTSession(engine.files(), device, module, kept, drafts=drafts)
     return Emulation(session, driver, module)
