@@ -20,6 +20,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.bounds import conclude
 from benchmarks.command import without_paths
 from benchmarks.launch import run_worker
 from benchmarks.machine import machine_facts
@@ -106,13 +107,8 @@ def main() -> int:
     with TemporaryDirectory(prefix="dsv3export-diff-") as folder:
         models = Models(options.models or Path(folder), options.preset, options.reuse_engines)
         result = measure(options, models)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     _say(json.dumps(result["summary"]))
-    broken = broken_bounds(result["summary"])
-    for line in broken:
-        _say(line)
-    return 1 if broken else 0
+    return conclude(result, options.json, broken_bounds(result["summary"]))
 
 
 if __name__ == "__main__":

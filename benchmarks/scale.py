@@ -22,6 +22,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.bounds import beyond, conclude
 from benchmarks.launch import run_worker
 from benchmarks.machine import machine_facts
 from benchmarks.make_sparse_checkpoint import TOKENIZER, config_of
@@ -95,7 +96,7 @@ def broken_bounds(result: dict[str, Any]) -> list[str]:
     }
     if "slice" in result:
         bounds["build of the slice, bytes of memory"] = (result["slice"]["peak_rss_bytes"], _MAX_MEMORY)
-    return [f"{what}: {got:,.0f}, at most {most:,.0f}" for what, (got, most) in bounds.items() if got > most]
+    return beyond(bounds)
 
 
 def _say(text: str) -> None:
@@ -119,12 +120,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with TemporaryDirectory(prefix="dsv3export-scale-", dir=options.work_dir) as folder:
         result = measure(options, Path(folder))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    broken = broken_bounds(result)
-    for line in broken:
-        _say(line)
-    return 1 if broken else 0
+    return conclude(result, options.json, broken_bounds(result))
 
 
 if __name__ == "__main__":

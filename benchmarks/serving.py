@@ -28,6 +28,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from benchmarks.bounds import conclude
 from benchmarks.clients import press
 from benchmarks.command import without_paths
 from benchmarks.machine import machine_facts
@@ -176,12 +177,7 @@ def main() -> int:
         ):
             result[part] = action()
             print(json.dumps({part: result[part]}), file=sys.stderr, flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    broken = broken_bounds(result)
-    for line in broken:
-        print(line, file=sys.stderr)
-    return 1 if broken else 0
+    return conclude(result, options.json, broken_bounds(result))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ checkpoint. Exit code 1 if a bound that the README names is broken.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.bounds import beyond, conclude
 from benchmarks.launch import run_worker
 from benchmarks.machine import machine_facts
 from benchmarks.make_sparse_checkpoint import TOKENIZER, config_of
@@ -71,7 +71,7 @@ def broken_bounds(result: dict[str, Any]) -> list[str]:
         "build at true shapes, seconds": (built["total"]["wall"], _MAX_SECONDS),
         "build at true shapes, bytes of memory": (built["peak_rss_bytes"], _MAX_MEMORY),
     }
-    return [f"{what}: {got:,.0f}, at most {most:,.0f}" for what, (got, most) in bounds.items() if got > most]
+    return beyond(bounds)
 
 
 def _arguments() -> argparse.Namespace:
@@ -91,12 +91,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with TemporaryDirectory(prefix="dsv3export-tensorrt-", dir=options.work_dir) as folder:
         result = measure(options, Path(folder))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    broken = broken_bounds(result)
-    for line in broken:
-        print(line, file=sys.stderr)
-    return 1 if broken else 0
+    return conclude(result, options.json, broken_bounds(result))
 
 
 if __name__ == "__main__":

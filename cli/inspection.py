@@ -12,7 +12,7 @@ from dsv3export.cli.onnx_nodes import count_nodes
 from dsv3export.cli.subject import Subject
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import Manifest
-from dsv3export.engine.program import PROGRAM, Program
+from dsv3export.engine.program import MTP_PROGRAM, PROGRAM, Program
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.model_size import count_parameters
 from dsv3export.recipe import CACHE_FORMATS
@@ -122,7 +122,9 @@ def _program(files: EngineFiles | None) -> dict[str, Any] | None:
     """What TensorRT's engines reach to; None for other backends and engines that cannot be used."""
     if files is None or PROGRAM not in files.manifest.graphs:
         return None
-    program = Program.from_json(files.graph(PROGRAM))
+    names = [name for name in (PROGRAM, MTP_PROGRAM) if name in files.manifest.graphs]
+    programs = [Program.from_json(files.graph(name)) for name in names]
+    program = programs[0]
     return {
         "limits": asdict(program.limits),
         "cache": program.cache,
@@ -130,10 +132,10 @@ def _program(files: EngineFiles | None) -> dict[str, Any] | None:
         "kinds": {
             name: {
                 "engines": dict(kind.engines),
-                "calls": sum(call.kind == name for call in program.calls),
+                "calls": sum(call.kind == name for each in programs for call in each.calls),
                 "weights": len(kind.weights),
             }
-            for name, kind in program.kinds.items()
+            for name, kind in {name: kind for each in programs for name, kind in each.kinds.items()}.items()
         },
     }
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from dsv3export.engine.manifest import Manifest
-from dsv3export.engine.program import PHASES, PROGRAM, Limits, Program
+from dsv3export.engine.program import MTP_PROGRAM, PHASES, PROGRAM, Limits, Program
 from dsv3export.engine.reader import EngineFiles
 from tests.support.command_line import run_here
 
 Engines = Callable[[Any, str], Path]
-KINDS = {"embed", "dense_layer", "moe_layer", "head"}
+KINDS = {PROGRAM: {"embed", "dense_layer", "moe_layer", "head"}, MTP_PROGRAM: {"embed", "mtp_layer"}}
 # dtypes of a projection's and of the experts' weight inputs, as TensorRT sees them.
 WEIGHTS = {
     "bf16": ("BF16", "BF16"),
@@ -25,8 +25,8 @@ WEIGHTS = {
 }
 
 
-def program_of(engine: Path) -> Program:
-    return Program.from_json(EngineFiles.open(engine).graph(PROGRAM))
+def program_of(engine: Path, name: str = PROGRAM) -> Program:
+    return Program.from_json(EngineFiles.open(engine).graph(name))
 
 
 @pytest.mark.parametrize("precision", WEIGHTS)
@@ -35,8 +35,9 @@ def test_each_kind_has_an_engine_for_each_phase(variant: str, precision: str, rt
     engine = rtx_engine(variant, precision)
     files = EngineFiles.open(engine)
     program = program_of(engine)
-    assert program.kinds.keys() == KINDS
-    assert files.manifest.graphs.keys() == {PROGRAM, *(f"{kind}.{phase}" for kind in KINDS for phase in PHASES)}
+    assert {name: program_of(engine, name).kinds.keys() for name in KINDS} == KINDS
+    engines = {f"{kind}.{phase}" for kind in set().union(*KINDS.values()) for phase in PHASES}
+    assert files.manifest.graphs.keys() == {*KINDS, *engines}
     assert (program.flavour, program.compute, program.cache) == ("tensorrt-rtx", "bf16", "BF16")
     assert files.manifest.backend.name == "tensorrt-rtx"
     assert (files.manifest.backend.built_with, files.manifest.backend.compute) == (program.version, "bf16")
@@ -53,12 +54,14 @@ def test_each_kind_has_an_engine_for_each_phase(variant: str, precision: str, rt
 def test_each_call_binds_weights_of_the_table(precision: str, rtx_engine: Engines) -> None:
     """Each formal weight of each layer: a row of the table with just as many bytes."""
     files = EngineFiles.open(rtx_engine("fp8", precision))
-    program = Program.from_json(files.graph(PROGRAM))
-    assert [call.path for call in program.calls] == ["", "layers.0", "layers.1", "layers.2", "layers.3", ""]
-    assert [call.kind for call in program.calls] == ["embed", "dense_layer", *["moe_layer"] * 3, "head"]
+    trunk, mtp = (Program.from_json(files.graph(name)) for name in KINDS)
+    assert [call.path for call in trunk.calls] == ["", "layers.0", "layers.1", "layers.2", "layers.3", ""]
+    assert [call.kind for call in trunk.calls] == ["embed", "dense_layer", *["moe_layer"] * 3, "head"]
+    assert [(call.kind, call.path) for call in mtp.calls] == [("embed", ""), ("mtp_layer", "layers.4")]
     bound = set()
-    for call in program.calls:
-        for port in program.kinds[call.kind].weights:
+    kinds = {**trunk.kinds, **mtp.kinds}
+    for call in (*trunk.calls, *mtp.calls):
+        for port in kinds[call.kind].weights:
             entry = files.entries[call.weights[port.name]]
             bound.add(entry.name)
             if port.dtype == "I4":
@@ -81,6 +84,17 @@ def test_the_cache_is_updated_where_it_lies(rtx_engine: Engines) -> None:
     assert (inputs["cos"].dtype, inputs["hidden"].dtype) == ("F32", "BF16")
 
 
+def test_the_mtp_layer_has_a_cache_with_room_for_drafts(rtx_engine: Engines) -> None:
+    program = program_of(rtx_engine("fp8", "fp8"), MTP_PROGRAM)
+    kind = program.kinds["mtp_layer"]
+    assert program.limits == Limits(slots=8, draft=1, chunk=256, capacity=1088)
+    assert kind.aliases == {"updated": "cache"}
+    shapes = {port.name: port.shape for port in (*kind.inputs, *kind.outputs)}
+    assert shapes["cache"] == ("B", 1, 1088, 160)
+    assert (shapes["final_hidden"], shapes["logits"]) == (("B", "S", 256), ("R", 2048))
+    assert program.inputs == ("input_ids", "start", "final_hidden", "latent_cache.4", "logit_rows", "length")
+
+
 def test_fp8_weights_stay_in_the_checkpoint(rtx_engine: Engines) -> None:
     entries = Manifest.read(rtx_engine("fp8", "fp8")).weights
     stored = [entry for entry in entries if entry.location == "engine"]
@@ -94,5 +108,12 @@ def test_inspect_tells_of_the_engines(rtx_engine: Engines) -> None:
     assert facts["program"]["limits"] == {"slots": 8, "draft": 1, "chunk": 256, "capacity": 1024}
     assert facts["program"]["kinds"]["moe_layer"]["calls"] == 3
     shown = " ".join(run_here("inspect", engine).out.split())
-    for text in ("tensorrt-rtx", "bf16, latent cache BF16", "8 slots of 1024 tokens", "moe_layer 3", "prefill engine"):
+    for text in (
+        "tensorrt-rtx",
+        "bf16, latent cache BF16",
+        "8 slots of 1024 tokens",
+        "moe_layer 3",
+        "mtp_layer 1",
+        "prefill engine",
+    ):
         assert text in shown
