@@ -12,6 +12,7 @@ import click
 
 from dsv3export.cli.capabilities import PRECISIONS
 from dsv3export.cli.command import Command
+from dsv3export.cli.executor_kernels import executor_kernels_option, rounds_activations, triton_kernels
 from dsv3export.cli.graph import write_atomically
 from dsv3export.cli.options import PathName, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dsv3export.compare.causes import ErrorSplit
     from dsv3export.compare.layers import LayerDiff
     from dsv3export.compare.stages import StagedModel
+    from dsv3export.graphs.triton_kernels import TritonKernels
     from dsv3export.progress import Progress
     from dsv3export.recipe import Recipe
     from dsv3export.runtime.tokenizer import Tokenizer
@@ -35,6 +37,7 @@ EXAMPLES = (
     "dsv3export diff examples/tiny-dsv3 int8.engine --prompts prompts.txt --causes",
     "dsv3export diff old.engine new.engine --prompts prompts.txt --json diff.json --html diff.html",
     "dsv3export diff model.golden int4.engine --json diff.json",
+    "dsv3export diff examples/tiny-dsv3 examples/tiny-dsv3 --prompts prompts.txt --executor-kernels triton",
 )
 # The largest error of a token's row that two right programs of the same arithmetic were seen to make is 2e-6; where
 # activations or the cache are rounded, a number at the edge between two steps may go either way: 6e-3.
@@ -68,6 +71,7 @@ ROUNDED = 2e-2
 @click.option("--causes", is_flag=True, help="Split an engine's error: weights, activations, cache, backend.")
 @click.option("--all", "show_all", is_flag=True, help="Print every value, not only each layer's result.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of an engine.")
+@executor_kernels_option
 @quiet_option
 @verbose_option
 def command(
@@ -84,6 +88,7 @@ def command(
     causes: bool,
     show_all: bool,
     threads: int | None,
+    executor_kernels: str | None,
     quiet: bool,
 ) -> None:
     """Compare A (right) with B (in question) layer by layer; either is an engine or a checkpoint.
@@ -91,6 +96,9 @@ def command(
     A checkpoint is computed by the executor. Every layer of B runs twice: on its own input, which shows how errors add
     up, and on A's, which shows what that layer alone does wrong. One layer's weights are in memory at a time. The first
     value whose own error is beyond the tolerance is named, with the place and both numbers; the exit code is then 1.
+
+    With --executor-kernels the executor computes by the Triton kernels; of two checkpoints only B, so that
+    `diff CKPT CKPT` holds the kernels against the definitions of their ops.
 
     With --causes, A being the checkpoint that engine B was built from, it runs several times more: in float32, with the
     engine's weights, with activations rounded, with the cache in its format. What each of these adds is shown.
@@ -107,7 +115,14 @@ def command(
     from dsv3export.errors import RequestError
 
     if is_golden(expected, got):
-        refuse_options({"--tolerance": tolerance, "--plot": plot_file, "--causes": causes or None})
+        refuse_options(
+            {
+                "--tolerance": tolerance,
+                "--plot": plot_file,
+                "--causes": causes or None,
+                "--executor-kernels": executor_kernels,
+            }
+        )
         held = diff_with_golden(
             expected, got, prompts=prompts, profile=profile, precision=precision, calibration=calibration,
             threads=threads, quiet=quiet,
@@ -119,12 +134,19 @@ def command(
     if profile is not None:
         raise RequestError("--profile", expected="a golden as A", got="none", fix="Bounds of models: --tolerance.")
     sides = find_subject(expected), find_subject(got)
+    if causes and executor_kernels is not None:
+        raise RequestError("--causes", expected="the executor's own arithmetic", got="--executor-kernels")
+    checkpoints = [place for place, side in enumerate(sides) if side.checkpoint is not None]
+    kernels = triton_kernels(executor_kernels, expected, got)
     ids = read_prompts(prompts, sides)
     if causes:
         check_causes(sides)
     recipe = checkpoint_recipe(sides, precision, calibration is not None)
-    models = [staged(side, ids, recipe, calibration, threads) for side in sides]
-    bound = default_tolerance(sides, recipe) if tolerance is None else tolerance
+    models = [
+        staged(side, ids, recipe, calibration, threads, kernels if [place] == checkpoints[-1:] else None)
+        for place, side in enumerate(sides)
+    ]
+    bound = default_tolerance(sides, recipe, rounds_activations(executor_kernels)) if tolerance is None else tolerance
     with progress_on_stderr(quiet) as progress:
         diff = diff_layers(models[0], models[1], len(ids), bound, progress)
         if causes:
@@ -194,7 +216,12 @@ def checkpoint_recipe(sides: Sequence[Subject], precision: str | None, calibrate
 
 
 def staged(
-    side: Subject, ids: list[list[int]], recipe: Recipe, calibration: Path | None, threads: int | None
+    side: Subject,
+    ids: list[list[int]],
+    recipe: Recipe,
+    calibration: Path | None,
+    threads: int | None,
+    kernels: TritonKernels | None = None,
 ) -> StagedModel:
     """A side, ready to run layer by layer. Raises UserError."""
     from dsv3export.engine.reader import EngineFiles
@@ -207,7 +234,7 @@ def staged(
         return EngineStages(EngineFiles.open(side.path), ids, threads)
     if side.checkpoint is None:
         raise RequestError(side.path, expected="an engine or a checkpoint", got=f"a {side.kind}, which has no weights")
-    return ExecutorStages(side.checkpoint, ids, recipe, _calibration_ids(side.checkpoint, calibration))
+    return ExecutorStages(side.checkpoint, ids, recipe, _calibration_ids(side.checkpoint, calibration), kernels)
 
 
 def error_split(
@@ -242,10 +269,11 @@ def _calibration_ids(checkpoint: Checkpoint, calibration: Path | None) -> Any:
     return None if calibration is None else calibration_sequences(calibration, checkpoint)
 
 
-def default_tolerance(sides: Sequence[Subject], recipe: Recipe) -> float:
+def default_tolerance(sides: Sequence[Subject], recipe: Recipe, rounded: bool = False) -> float:
     """By the arithmetic of both sides; infinite where their recipes differ, as then no error is a fault by itself."""
     recipes = [side.manifest.recipe if side.manifest is not None else recipe for side in sides]
     if recipes[0].to_json() != recipes[1].to_json():
         return math.inf
     activations = {scheme.activations for scheme in recipes[0].components.values()}
-    return SAME_ARITHMETIC if activations == {"none"} and recipes[0].cache == "fp32" else ROUNDED
+    exact = activations == {"none"} and recipes[0].cache == "fp32" and not rounded
+    return SAME_ARITHMETIC if exact else ROUNDED

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3export.cli.command import Command
+from dsv3export.cli.executor_kernels import executor_kernels_option, triton_kernels
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import PathName, json_option, provider_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
@@ -17,6 +18,7 @@ from dsv3export.cli.tables import print_facts, print_json
 
 if TYPE_CHECKING:
     from dsv3export.evaluate import Comparison, Evaluation, LanguageModel
+    from dsv3export.graphs.triton_kernels import TritonKernels
     from dsv3export.runtime.providers import Choice
     from dsv3export.runtime.tokenizer import Tokenizer
 
@@ -46,6 +48,7 @@ EXAMPLES = (
 )
 @click.option("--threads", type=int, metavar="N", help="CPU threads of an engine [default: the physical cores].")
 @provider_option
+@executor_kernels_option
 @quiet_option
 @json_option("Print one line of JSON.")
 @verbose_option
@@ -56,6 +59,7 @@ def command(
     against: str | None,
     threads: int | None,
     provider: Choice,
+    executor_kernels: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -65,13 +69,14 @@ def command(
     KL(OTHER || ENGINE) of the next-token distributions, in nats, and how often both find the same token the likeliest;
     behind +- stands the standard error, of a perplexity ratio that of the paired differences between the two.
     ENGINE may be a checkpoint too: then the executor of its graph computes it in float32, which needs the packages of
-    `build`. --provider is for ENGINE; OTHER runs on what it was built for.
+    `build`; with --executor-kernels by the Triton kernels. --provider is for ENGINE; OTHER runs on what it was built
+    for.
     """
     from dsv3export.evaluate import compare, evaluate
     from dsv3export.runtime.text_file import read_text
 
     content = read_text(text)
-    opened = open_model(engine, threads, provider)
+    opened = open_model(engine, threads, provider, triton_kernels(executor_kernels, engine))
     ids = tokens_of(opened, content)
     facts: dict[str, Any] = {"engine": engine, "text": str(text), "chunk_tokens": chunk_tokens}
     if against is None:
@@ -101,7 +106,9 @@ class OpenModel:
     layers: tuple[int, ...] | None = None  # of an engine of a part of the model
 
 
-def open_model(path: str, threads: int | None, provider: Choice = "auto") -> OpenModel:
+def open_model(
+    path: str, threads: int | None, provider: Choice = "auto", kernels: TritonKernels | None = None
+) -> OpenModel:
     """Loads an engine, or makes the executor of a checkpoint. Raises UserError."""
     from dsv3export.cli.subject import find_subject
     from dsv3export.errors import RequestError
@@ -118,7 +125,7 @@ def open_model(path: str, threads: int | None, provider: Choice = "auto") -> Ope
 
     folder = Path(path)
     tokenizer = Tokenizer.from_directory(folder) if (folder / "tokenizer.json").exists() else None
-    return OpenModel(path, Executor(subject.checkpoint), tokenizer)
+    return OpenModel(path, Executor(subject.checkpoint, kernels=kernels), tokenizer)
 
 
 def tokens_of(opened: OpenModel, text: str) -> list[int]:

@@ -24,6 +24,7 @@ from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.spec import verify
 from dsv3export.graphs.tensors import numpy_array, torch_tensor
 from dsv3export.graphs.trace import Part, graph_for
+from dsv3export.graphs.triton_kernels import TritonKernels
 from dsv3export.graphs.weight_cache import WeightCache
 from dsv3export.recipe import Recipe, Scheme
 from dsv3export.runtime.drafting import draft_logits, no_drafts
@@ -41,6 +42,7 @@ class Executor:
         recipe: Run the graph at this precision instead of float32: what an engine of that recipe should compute.
         calibration_ids: The sequences that the recipe's calibrated components (method gptq) are fitted to; from
             `calibration_sequences` for an engine's. The MTP layer is not calibrated: see `part_recipe`.
+        kernels: Compute the nodes by these, on their device, instead of by the ops' definitions.
 
     Raises RequestError where the recipe needs a calibration that is not given, or the other way round.
     """
@@ -51,7 +53,9 @@ class Executor:
         max_weight_bytes: int = DEFAULT_MAX_WEIGHT_BYTES,
         recipe: Recipe | None = None,
         calibration_ids: Sequence[Sequence[int]] | None = None,
+        kernels: TritonKernels | None = None,
     ) -> None:
+        self._kernels = kernels
         self.config: ModelConfig = checkpoint.config
         self.vocab_size = self.config.vocab_size
         chosen = recipe or Recipe.for_precision("fp32")
@@ -74,9 +78,10 @@ class Executor:
         path: str | Path,
         max_weight_bytes: int = DEFAULT_MAX_WEIGHT_BYTES,
         recipe: Recipe | None = None,
+        kernels: TritonKernels | None = None,
     ) -> Executor:
         """Open and validate a checkpoint directory; raises ConfigError or CheckpointError."""
-        return cls(Checkpoint.open(Path(path)), max_weight_bytes, recipe)
+        return cls(Checkpoint.open(Path(path)), max_weight_bytes, recipe, kernels=kernels)
 
     def step(
         self,
@@ -125,10 +130,23 @@ class Executor:
 
     def _step(self, model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         tensors = {name: torch_tensor(array) for name, array in inputs.items()}
-        with torch.inference_mode():
-            outputs = run(model, tensors, self._weights)
+        outputs = self._run(model, tensors, None)
         floats = ("logits", "final_hidden", "draft_hidden")
         return {name: outputs[name].numpy() for name in floats if name in outputs}
+
+    def _run(
+        self, model: ir.Model, inputs: Mapping[str, torch.Tensor], observe: Observer | None
+    ) -> dict[str, torch.Tensor]:
+        """The results on the host, as float32; caches are updated in place, wherever they were updated."""
+        with torch.inference_mode():
+            if self._kernels is None:
+                return run(model, inputs, self._weights, observe)
+            outputs = run(model, self._kernels.place(inputs), self._weights, observe, self._kernels)
+            for name, value in inputs.items():
+                updated = outputs.get(f"{name}.updated", value)
+                if updated.data_ptr() != value.data_ptr():
+                    value.copy_(updated)
+            return {name: self._kernels.shown(value) for name, value in outputs.items()}
 
     def _drafter(self) -> ir.Model:
         if self._mtp is None:
@@ -149,7 +167,7 @@ class Executor:
         seen: dict[str, NDArray[np.generic]] = {}
 
         def keep(name: str, value: torch.Tensor) -> None:
-            seen[name] = numpy_array(value).copy()
+            seen[name] = numpy_array(self._kernels.shown(value) if self._kernels else value).copy()
 
         self._whole(token_ids, keep)
         return seen
@@ -164,8 +182,7 @@ class Executor:
         self._check(token_ids)
         cache = LatentCache(self.cache_layout, 1, len(token_ids))
         caches = {name: torch_tensor(array) for name, array in cache.inputs(range(1))}
-        with torch.inference_mode():
-            return run(self._trunk, sequence_inputs(token_ids) | caches, self._weights, observe)
+        return self._run(self._trunk, sequence_inputs(token_ids) | caches, observe)
 
     def _check(self, token_ids: list[int]) -> None:
         if not token_ids:

@@ -20,6 +20,14 @@ Observer = Callable[[str, Tensor], None]
 Watcher = Callable[[ir.Node, Sequence[Argument]], None]
 
 
+class Kernels(Protocol):
+    """Computes nodes by other means than the ops' definitions, maybe on another device."""
+
+    def __call__(
+        self, node: ir.Node, inputs: Sequence[Argument], attributes: Mapping[str, Any], /
+    ) -> Tensor | tuple[Tensor, ...]: ...
+
+
 class Weights(Protocol):
     """Weights by graph name, loaded when asked for."""
 
@@ -27,7 +35,11 @@ class Weights(Protocol):
 
 
 def run(
-    model: ir.Model, inputs: Mapping[str, Tensor], weights: Weights, observe: Observer | None = None
+    model: ir.Model,
+    inputs: Mapping[str, Tensor],
+    weights: Weights,
+    observe: Observer | None = None,
+    kernels: Kernels | None = None,
 ) -> dict[str, Tensor]:
     """Run a model of layer-kind calls.
 
@@ -35,6 +47,7 @@ def run(
         inputs: The run-time inputs by name; latent caches are updated in place.
         weights: Asked for one call's weights at a time, so that a model larger than memory streams.
         observe: Called with ("layers.3.mlp.experts", tensor) for every value that a node computes.
+        kernels: What computes the nodes; by default the ops' definitions.
 
     Returns:
         The main graph's outputs by name.
@@ -43,7 +56,7 @@ def run(
         value: inputs[str(value.name)] for value in model.graph.inputs if str(value.name) in inputs
     }
     for call in model.graph:
-        run_call(model, call, values, weights, observe)
+        run_call(model, call, values, weights, observe, kernels=kernels)
     return {str(value.name): values[value] for value in model.graph.outputs}
 
 
@@ -54,12 +67,13 @@ def run_call(
     weights: Weights,
     observe: Observer | None = None,
     watch: Watcher | None = None,
+    kernels: Kernels | None = None,
 ) -> None:
     """Run one call of the main graph, e.g. a layer; several sequences, each with its `values`, may take turns.
 
     Args:
         values: The call's run-time inputs; its outputs are added.
-        weights, observe: As in `run`.
+        weights, observe, kernels: As in `run`.
         watch: Called with each dsv3 node of the call's function and with that node's inputs.
     """
     function = model.functions[(KIND_DOMAIN, call.op_type, "")]
@@ -67,7 +81,7 @@ def run_call(
         values[v] if v in values else weights[str(v.name)] for v in call.inputs if v is not None
     ]
     path = call.metadata_props["dsv3.path"]
-    results = _run_function(function, arguments, f"{path}." if path else "", observe, watch)
+    results = _run_function(function, arguments, f"{path}." if path else "", observe, watch, kernels or by_definition)
     values.update(zip(call.outputs, results, strict=True))
     if observe is not None and path:
         observe(path, results[0])
@@ -83,14 +97,21 @@ def sequence_inputs(token_ids: Sequence[int]) -> dict[str, Tensor]:
 
 
 def _run_function(
-    function: ir.Function, arguments: Sequence[Argument], prefix: str, observe: Observer | None, watch: Watcher | None
+    function: ir.Function,
+    arguments: Sequence[Argument],
+    prefix: str,
+    observe: Observer | None,
+    watch: Watcher | None,
+    kernels: Kernels,
 ) -> list[Tensor]:
     values: dict[ir.Value, Argument] = dict(zip(function.inputs, arguments, strict=True))
     for node in function:
         inputs = [values[value] for value in node.inputs if value is not None]
         if watch is not None and node.domain == DOMAIN:
             watch(node, inputs)
-        results = _run_node(node, inputs)
+        attributes = {attribute.name: attribute.value for attribute in node.attributes.values()}
+        result = kernels(node, inputs, attributes)
+        results = result if isinstance(result, tuple) else (result,)
         values.update(zip(node.outputs, results, strict=True))
         if observe is not None and node.op_type != "Constant":
             for value, result in zip(node.outputs, results, strict=True):
@@ -98,21 +119,22 @@ def _run_function(
     return [held(values[value]) for value in function.outputs]
 
 
-def _run_node(node: ir.Node, inputs: Sequence[Argument]) -> tuple[Tensor, ...]:
-    attributes: dict[str, Any] = {attribute.name: attribute.value for attribute in node.attributes.values()}
+def by_definition(
+    node: ir.Node, inputs: Sequence[Argument], attributes: Mapping[str, Any]
+) -> Tensor | tuple[Tensor, ...]:
+    """A node by the definition of its op; implements `Kernels`."""
     if node.domain == DOMAIN:
         op = OPS[node.op_type]
         absent = [None] * (len(op.inputs) - len(inputs))
         rest = [*absent, *(attributes[a.name] for a in op.attributes)]
         if any(isinstance(value, StreamedBank) for value in inputs):
             x, ids, weights = map(held, inputs[:3])
-            return (through_streamed_experts(_of_banks(op.kernel, rest), x, ids, weights, inputs[3:]),)
-        result = op.kernel(*inputs, *rest)
-    elif node.op_type in KERNELS:
-        result = KERNELS[node.op_type]([held(value) for value in inputs], attributes)
-    else:
-        raise InternalError(f"the executor has no kernel for {node.domain or 'onnx'}::{node.op_type}")
-    return result if isinstance(result, tuple) else (result,)
+            return through_streamed_experts(_of_banks(op.kernel, rest), x, ids, weights, inputs[3:])
+        result: Tensor | tuple[Tensor, ...] = op.kernel(*inputs, *rest)
+        return result
+    if node.op_type in KERNELS:
+        return KERNELS[node.op_type]([held(value) for value in inputs], attributes)
+    raise InternalError(f"the executor has no kernel for {node.domain or 'onnx'}::{node.op_type}")
 
 
 def _of_banks(kernel: Callable[..., Tensor], rest: Sequence[object]) -> ExpertsKernel:

@@ -26,6 +26,7 @@ from dsv3export.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from dsv3export.compare.stages import StagedModel
+    from dsv3export.graphs.triton_kernels import TritonKernels
     from dsv3export.runtime.providers import Choice
 
 _TOKENIZER = "tokenizer.json"
@@ -39,6 +40,7 @@ def open_model(
     threads: int | None = None,
     provider: Choice = "auto",
     layers: bool = True,
+    kernels: TritonKernels | None = None,
 ) -> GoldenModel:
     """An engine or a checkpoint.
 
@@ -46,6 +48,7 @@ def open_model(
         recipe: What a checkpoint is computed in; float32 by default.
         calibration: The text of a recipe with calibrated components.
         layers: Whether it will be looked into; if not, an engine needs no torch.
+        kernels: What computes a checkpoint, in place of the ops' definitions.
 
     Raises UserError.
     """
@@ -54,7 +57,7 @@ def open_model(
         return _engine(subject, subject.manifest, threads, provider, layers)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")
-    return _checkpoint(subject.checkpoint, recipe or Recipe.for_precision("fp32"), calibration)
+    return _checkpoint(subject.checkpoint, recipe or Recipe.for_precision("fp32"), calibration, kernels)
 
 
 def _engine(
@@ -91,13 +94,15 @@ def _engine_stages(path: Path, threads: int | None) -> Opener:
     return opened
 
 
-def _checkpoint(checkpoint: Checkpoint, recipe: Recipe, calibration: Path | None) -> GoldenModel:
+def _checkpoint(
+    checkpoint: Checkpoint, recipe: Recipe, calibration: Path | None, kernels: TritonKernels | None
+) -> GoldenModel:
     from dsv3export.graphs import Executor
     from dsv3export.graphs.calibration_text import calibration_sequences
     from dsv3export.graphs.capture import ExecutorStages
 
     sequences = None if calibration is None else calibration_sequences(calibration, checkpoint)
-    executor = Executor(checkpoint, recipe=recipe, calibration_ids=sequences)
+    executor = Executor(checkpoint, recipe=recipe, calibration_ids=sequences, kernels=kernels)
     folder = checkpoint.path
     fingerprint = checkpoint.fingerprint()
     files = {name: [file["size"], file["header_sha256"]] for name, file in fingerprint["files"].items()}
@@ -105,15 +110,16 @@ def _checkpoint(checkpoint: Checkpoint, recipe: Recipe, calibration: Path | None
     identity = _identity(
         checkpoint.config, "checkpoint", recipe, range(checkpoint.config.num_hidden_layers),
         fingerprint["config_sha256"], files,
-        hashlib.sha256((folder / _TOKENIZER).read_bytes()).hexdigest() if has_tokenizer else None, ("torch",), None,
+        hashlib.sha256((folder / _TOKENIZER).read_bytes()).hexdigest() if has_tokenizer else None,
+        ("torch", "triton") if kernels else ("torch",), None,
     )  # fmt: skip
     return GoldenModel(
-        f"{folder} (executor, {identity.arithmetic})",
+        f"{folder} (executor, {identity.arithmetic}{f', {kernels.label}' if kernels else ''})",
         checkpoint.config,
         identity,
         executor,
         executor,
-        lambda prompts: ExecutorStages(checkpoint, prompts, recipe, sequences),
+        lambda prompts: ExecutorStages(checkpoint, prompts, recipe, sequences, kernels),
         Tokenizer.from_directory(folder) if has_tokenizer else None,
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dsv3export.cli.command import Command
+from dsv3export.cli.executor_kernels import executor_kernels_option, triton_kernels
 from dsv3export.cli.golden.options import checkpoint_recipe, model_options
 from dsv3export.cli.graph import write_atomically
 from dsv3export.cli.options import PathName, quiet_option, verbose_option
@@ -54,6 +55,7 @@ EXAMPLES = (
 @click.option("--detail", type=click.Choice(("layers", "all")), help="Of which values.  [default: layers]")
 @click.option("--text", type=PathName(path_type=Path), metavar="FILE", help="Take the perplexity of a text, too.")
 @model_options
+@executor_kernels_option
 @quiet_option
 @verbose_option
 def command(
@@ -73,13 +75,15 @@ def command(
     provider: Choice,
     batch: int,
     chunk: int,
+    executor_kernels: str | None,
     quiet: bool,
 ) -> None:
     """Record what MODEL, an engine or a checkpoint, computes for some prompts.
 
-    A checkpoint is computed by the executor, in float32 unless --precision says otherwise. The file has the prompts and
-    their tokens, log-probabilities, the greedy continuation, routers' choices and a digest of each layer. It appears
-    whole or not at all; the same model, programs and options give the same bytes.
+    A checkpoint is computed by the executor, in float32 unless --precision says otherwise; with --executor-kernels by
+    the Triton kernels. The file has the prompts and their tokens, log-probabilities, the greedy continuation, routers'
+    choices and a digest of each layer. It appears whole or not at all; the same model, programs and options give
+    the same bytes.
     """
     from dsv3export.cli.golden.models import open_model
     from dsv3export.errors import RequestError
@@ -88,13 +92,14 @@ def command(
     old = _old(output, force, update)
     if prompts is None and old is None:
         raise RequestError("--prompts", expected="a file of prompts", got="none")
+    kernels = triton_kernels(executor_kernels, model)
     settings = _settings(old, logits, new_tokens, digest, detail)
     recipe = checkpoint_recipe(
         precision, calibration is not None, None if old is None else old.document.identity.recipe
     )
     opened = open_model(
         model, recipe=recipe, calibration=calibration, threads=threads, provider=provider,
-        layers=settings.digest != "none",
+        layers=settings.digest != "none", kernels=kernels,
     )  # fmt: skip
     chosen = _prompts(opened, prompts, old, settings.new_tokens)
     with progress_on_stderr(quiet) as progress:

@@ -23,6 +23,7 @@ from dsv3export.graphs.rewrite import merged_weights
 from dsv3export.graphs.streamed_bank import Argument, held
 from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.graphs.trace import Part
+from dsv3export.graphs.triton_kernels import TritonKernels
 from dsv3export.graphs.values import is_weight
 from dsv3export.graphs.weight_cache import WeightCache
 from dsv3export.recipe import Recipe
@@ -38,7 +39,7 @@ class ExecutorStages:
         checkpoint: Read one stage at a time.
         prompts: Token ids of each, run as a whole.
         recipe: What to compute; float32 by default.
-        calibration_ids: As `Executor`'s.
+        calibration_ids, kernels: As `Executor`'s.
 
     Raises RequestError where the recipe needs a calibration that is not given.
     """
@@ -49,10 +50,12 @@ class ExecutorStages:
         prompts: Sequence[Sequence[int]],
         recipe: Recipe | None = None,
         calibration_ids: Sequence[Sequence[int]] | None = None,
+        kernels: TritonKernels | None = None,
     ) -> None:
-        self.config = checkpoint.config
+        self.config, self._kernels = checkpoint.config, kernels
         chosen = recipe or Recipe.for_precision("fp32")
-        self.label = f"{checkpoint.path} (executor, {chosen.precision})"
+        how = f", {kernels.label}" if kernels else ""
+        self.label = f"{checkpoint.path} (executor, {chosen.precision}{how})"
         check_calibration(chosen, calibration_ids is not None)
         calibration = None if calibration_ids is None else Calibration(checkpoint, calibration_ids)
         parts: tuple[Part, ...] = ("trunk", "mtp") if self.config.num_nextn_predict_layers else ("trunk",)
@@ -85,7 +88,7 @@ class ExecutorStages:
         weights = [value for node in nodes for value in node.inputs if value is not None and is_weight(value)]
         opened = {str(value.name): self._weights[str(value.name)] for value in weights}
         caches = [empty_caches(self._cache_format, self.config, call, length) for length in self._lengths]
-        yield _OpenStage(model, nodes, call, opened, self._flow, caches)
+        yield _OpenStage(model, nodes, call, opened, self._flow, caches, self._kernels)
         self._flow.forget(call)
         self._weights.forget()
 
@@ -101,9 +104,10 @@ class _OpenStage:
         weights: Mapping[str, Argument],
         flow: Flow[Tensor],
         caches: Sequence[Mapping[str, Array]],
+        kernels: TritonKernels | None,
     ) -> None:
         self._model, self._nodes, self._call, self._flow = model, nodes, call, flow
-        self._weights, self._caches = weights, caches
+        self._weights, self._caches, self._kernels = weights, caches, kernels
         self.output, self.handed_on = call.output, call.handed_on
 
     @property
@@ -113,8 +117,10 @@ class _OpenStage:
 
     def run(self, prompt: int, hidden: NDArray[np.float32] | None = None) -> Values:
         seen: dict[str, Array] = {}
+        kernels = self._kernels
 
-        def observe(name: str, value: Tensor) -> None:
+        def observe(name: str, result: Tensor) -> None:
+            value = kernels.shown(result) if kernels else result
             if value.dtype in _SHOWN and name.startswith(prefix):
                 seen[name] = value.numpy()
 
@@ -124,16 +130,18 @@ class _OpenStage:
         by_name = self._flow.inputs(self._call, prompt, given)
         caches = {name: torch_tensor(array.copy()) for name, array in self._caches[prompt].items()}
         known = by_name | caches
+        if kernels is not None:
+            known = kernels.place(known)
         values = {value: known[str(value.name)] for node in self._nodes for value in node.inputs
                   if value is not None and str(value.name) in known}  # fmt: skip
         with torch.inference_mode():
             for node in self._nodes:
-                run_call(self._model, node, values, self._weights, observe)
+                run_call(self._model, node, values, self._weights, observe, kernels=kernels)
         outputs = {str(value.name): values[value] for value in self._nodes[-1].outputs}
         if hidden is None:
             self._flow.keep(self._call, prompt, outputs)
         if FINAL_HIDDEN in outputs:
-            seen[FINAL_HIDDEN] = outputs[FINAL_HIDDEN].numpy()
+            observe(FINAL_HIDDEN, outputs[FINAL_HIDDEN])
         return seen
 
 
