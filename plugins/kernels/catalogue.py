@@ -12,7 +12,7 @@ from dsv3export.plugins.latent_append.tensorrt import LATENT_APPEND
 from dsv3export.plugins.linear_fp8_block import checks as linear_fp8_block_checks
 from dsv3export.plugins.linear_fp8_block.tensorrt import FP8_BLOCK_GEMM, FP8_WEIGHT_GEMM, QUANTISE_ACTIVATIONS
 from dsv3export.plugins.linear_int import checks as linear_int_checks
-from dsv3export.plugins.linear_int.tensorrt import LINEAR_INT, LINEAR_INT_ZERO
+from dsv3export.plugins.linear_int.tensorrt import LINEAR_INT, LINEAR_INT_ZERO, SUM_PARTS
 from dsv3export.plugins.mla_attention import checks as mla_attention_checks
 from dsv3export.plugins.mla_attention.tensorrt import MLA_COMBINE, MLA_SPLIT
 from dsv3export.plugins.moe_experts import checks as moe_experts_checks
@@ -29,6 +29,7 @@ PLUGINS: dict[str, Plugin] = {
         FP8_WEIGHT_GEMM,
         LINEAR_INT,
         LINEAR_INT_ZERO,
+        SUM_PARTS,
         LATENT_APPEND,
         MLA_SPLIT,
         MLA_COMBINE,
@@ -97,13 +98,13 @@ def _linear_uses() -> Iterator[Use]:
     columns = 2112  # q_a_proj and kv_a_proj in one
     yield Use("QuantiseActivations", (_x(_HIDDEN),))
     eighth = _x(_HIDDEN, "F8_E4M3")
-    yield Use("Fp8BlockGemm", (eighth, _scales(eighth), *_fp8(columns, _HIDDEN)), {"dtype": "BF16"})
-    yield Use("Fp8WeightGemm", (_x(_HIDDEN), *_fp8(columns, _HIDDEN)))
+    yield Use("Fp8BlockGemm", (eighth, _scales(eighth), *_fp8(columns, _HIDDEN)), {"dtype": "BF16", "parts": 1})
+    yield Use("Fp8WeightGemm", (_x(_HIDDEN), *_fp8(columns, _HIDDEN)), {"parts": 1})
     for bits, activations in ((8, "none"), (8, "int8"), (4, "none")):
-        yield Use("LinearInt", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN)), _integers(bits, activations))
-        yield Use(
-            "LinearIntZero", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN, zero=True)), _integers(bits, activations)
-        )
+        said = {**_integers(bits, activations), "parts": 1}
+        yield Use("LinearInt", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN)), said)
+        yield Use("LinearIntZero", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN, zero=True)), said)
+    yield Use("SumParts", (TensorType("F32", (4, _TOKENS, columns)),), {"dtype": "BF16"})
 
 
 def _attention_uses() -> Iterator[Use]:

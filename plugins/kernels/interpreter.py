@@ -53,8 +53,8 @@ def interpret(launch: Launch, inputs: Sequence[Tensor], outputs: Sequence[Tensor
 def _mend() -> None:
     """Makes conversions round to nearest even, as devices do, and products of narrow floats those of their values.
 
-    Triton's interpreter (3.7 and 3.9) cuts float32 to bfloat16, loses a carry on the way to float8, and multiplies the
-    bits of a bfloat16 as if they were an integer.
+    Triton's interpreter (3.7 and 3.9) cuts float32 to bfloat16, loses a carry on the way to float8, and computes with
+    the bits of a bfloat16 as if they were an integer.
     """
     interpreter: Any = import_module("triton.runtime.interpreter")
     language = import_module("triton.language")
@@ -78,5 +78,21 @@ def _mend() -> None:
     def create_dot(_builder: Any, a: Any, b: Any, d: Any, _precision: Any, _imprecise: Any) -> Any:
         return interpreter.TensorHandle(np.matmul(value(a), value(b)) + d.data, language.float32)
 
+    builder: Any = interpreter.InterpreterBuilder
+    cast, binary = builder.cast_impl, builder.binary_op
+
+    def cast_impl(self: Any, source: Any, wanted: Any) -> Any:
+        if wanted.scalar == language.bfloat16 and source.dtype.scalar.is_int():
+            source = cast(self, source, language.float32)
+        return cast(self, source, wanted)
+
+    def binary_op(self: Any, left: Any, right: Any, operation: Any) -> Any:
+        if left.dtype.scalar != language.bfloat16:
+            return binary(self, left, right, operation)
+        result = np.ascontiguousarray(operation(value(left), value(right)))
+        if result.dtype == np.bool_:
+            return interpreter.TensorHandle(result, language.int1)
+        return interpreter.TensorHandle(convert(result, language.float32, language.bfloat16, None), language.bfloat16)
+
     interpreter._convert_float = convert
-    interpreter.InterpreterBuilder.create_dot = create_dot
+    builder.create_dot, builder.cast_impl, builder.binary_op = create_dot, cast_impl, binary_op

@@ -14,6 +14,7 @@ NATIVE_E4M3 = 89
 BLOCK = 128
 # The matrix units' smallest inner dimension.
 _LEAST = 16
+_LONG_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Stored:
         """By the attributes ``bits``, ``group`` and ``activations`` of an op."""
         return cls(f"int{attributes['bits']}", int(attributes["group"]), attributes["activations"] == "int8")
 
-    def constants(self, tile: Tile, columns: int, inner: int) -> tuple[tuple[str, Constant], ...]:
-        """The constants of `weight_product` for a matrix [columns, inner]."""
+    def constants(self, tile: Tile, rows: int, columns: int, inner: int) -> tuple[tuple[str, Constant], ...]:
+        """The constants of `weight_product` for `rows` at a time and a matrix [columns, inner]."""
         step = self.group if self.rounded else min(tile.inner, self.group)
         if step < _LEAST or step & (step - 1) or self.group % step:
             raise InternalError(f"a kernel needs groups of a power of two, {_LEAST} or more; got {self.group}")
@@ -47,7 +48,10 @@ class Stored:
             ("GROUP", self.group),
             ("ROUND", self.rounded),
             ("INNER", step),
+            ("ROWS", rows),
             ("COLUMNS", tile.columns),
+            # Numbers that are converted first pass through registers, in the order that the unswapped product reads.
+            ("SWAPPED", self.format == "plain" and swapped(rows)),
         )
 
     def steps(self, columns: int, inner: int) -> tuple[int, int, int]:
@@ -64,6 +68,11 @@ class Stored:
     def raw(self, weights: Sequence[str], target: int) -> tuple[str, ...]:
         """Those of `weights` whose bytes the kernel decodes itself: float8 where the device cannot convert it."""
         return tuple(weights) if self.format == "fp8" and target < NATIVE_E4M3 else ()
+
+
+def swapped(rows: int) -> bool:
+    """Whether a product of so few rows puts the weights on the side of the matrix unit that has 64 rows on Hopper."""
+    return rows < _LONG_SIDE
 
 
 def weight_ports(name: str, format_: str, zero: bool) -> tuple[Port, ...]:

@@ -15,14 +15,14 @@ from dsv3export.plugins.linear_fp8_block.tensorrt import QUANTISE_ACTIVATIONS, l
 _SHAPES = ((1, 127, 127), (3, 128, 128), (2, 129, 129), (1, 256, 160), (17, 300, 200), (70, 64, 130))
 
 
-def _linear(name: str, shape: tuple[int, int, int], activations: str) -> Check:
+def _linear(name: str, shape: tuple[int, int, int], activations: str, parts: int = 1) -> Check:
     rows, inner, columns = shape
 
     def compare(call: Call[Tensor], dtype: str) -> Pairs:
         random = Samples(name)
         x = random.normal(rows, inner).to(DTYPES[dtype])
         weight, scale = random.fp8_blocks(columns, inner)
-        y = linear_fp8_block(call, x, weight, scale, activations, dtype)
+        y = linear_fp8_block(call, x, weight, scale, activations, dtype, parts)
         return [(y, fp8_matmul(x.float(), weight, scale, activations))]
 
     return Check("LinearFp8Block", name, compare, least=80 if activations == "none" else NATIVE_E4M3)
@@ -49,4 +49,5 @@ CHECKS = (
         for rows, inner, columns in _SHAPES
         for activations in ("none", "1x128")
     ),
+    *(_linear(f"K in 4 parts, one empty, {each}", (3, 3 * 128 + 5, 130), each, 4) for each in ("none", "1x128")),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dsv3export.plugins.kernels.products import fp8_product
+from dsv3export.plugins.kernels.products import Bank, fp8_product, place, store_part
 
 
 @triton.jit
@@ -42,14 +42,16 @@ def fp8_block_gemm(
     K: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SWAPPED: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    """y [rows, N] = (a [rows, K] * a_scale) @ (weight [N, K] * scale)^T, both e4m3.
+    """y [rows, N] = (a [rows, K] * a_scale) @ (weight [N, K] * scale)^T, both e4m3; `fp8_product` says how.
 
-    Grid: ceil(rows / ROWS) * ceil(N / COLUMNS), rows fastest, so that neighbours read the same weights.
+    Of several PARTS each sums a share of K: y [PARTS, rows, N]. Grid: (ceil(rows / ROWS) * ceil(N / COLUMNS), PARTS).
     """
-    down = tl.cdiv(rows, ROWS)
-    row = ((tl.program_id(0) % down) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    column = (tl.program_id(0) // down) * COLUMNS + tl.arange(0, COLUMNS)
-    y = fp8_product(a_ptr, a_scale_ptr, row, row < rows, weight_ptr, scale_ptr, column, N, K, ROWS, COLUMNS)
-    inside = (row < rows)[:, None] & (column < N)[None, :]
-    tl.store(y_ptr + row[:, None] * N + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
+    row, start = place(tl.program_id(0), rows, ROWS, N, COLUMNS)
+    seen, part = row < rows, tl.program_id(1)
+    form: tl.constexpr = (N, K, ROWS, COLUMNS, SWAPPED, PARTS)
+    bank = Bank(weight_ptr, scale_ptr, None)
+    y, _ = fp8_product(a_ptr, a_scale_ptr, row, seen, bank, None, start, part, form)
+    store_part(y_ptr, row, seen, rows, start, part, y, N)

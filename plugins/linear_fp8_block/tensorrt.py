@@ -19,9 +19,9 @@ from dsv3export.plugins.kernels.plugin import (
     matrix,
 )
 from dsv3export.plugins.kernels.sizes import ceil_div, known
-from dsv3export.plugins.kernels.stored import NATIVE_E4M3, Stored, weight_ports
+from dsv3export.plugins.kernels.stored import NATIVE_E4M3, Stored, swapped, weight_ports
 from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
-from dsv3export.plugins.linear_int.tensorrt import WEIGHT_TILES, projected, weight_only_gemm
+from dsv3export.plugins.linear_int.tensorrt import WEIGHT_TILES, in_parts, projected, summed, weight_only_gemm
 
 _KERNELS = "dsv3export.plugins.linear_fp8_block.kernel"
 
@@ -61,23 +61,30 @@ QUANTISE_ACTIVATIONS = Plugin(
 
 def _fp8_gemm_output(inputs: Sequence[TensorType], attributes: Attributes) -> tuple[TensorType, ...]:
     a, _, weight, _ = inputs
-    return (TensorType(str(attributes["dtype"]), (*a.shape[:-1], weight.shape[0])),)
+    return (in_parts(TensorType(str(attributes["dtype"]), (*a.shape[:-1], weight.shape[0])), attributes),)
 
 
 def _fp8_gemm(
-    inputs: Sequence[TensorType], outputs: Sequence[TensorType], _: Attributes, tile: Tile, target: int
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attributes: Attributes, tile: Tile, target: int
 ) -> Launch:
     a, a_scale, weight, scale = inputs
     rows, inner = matrix(a)
-    columns = known(weight.shape[0])
+    columns, parts = known(weight.shape[0]), int(attributes["parts"])
     build = Build(
         f"{_KERNELS}:fp8_block_gemm",
         arguments({"a": a, "a_scale": a_scale, "weight": weight, "scale": scale}, ("rows",), {"y": outputs[0]}),
-        (("N", columns), ("K", inner), ("ROWS", tile.rows), ("COLUMNS", tile.columns)),
+        (
+            ("N", columns),
+            ("K", inner),
+            ("ROWS", tile.rows),
+            ("COLUMNS", tile.columns),
+            ("SWAPPED", swapped(tile.rows)),
+            ("PARTS", parts),
+        ),
         tile.warps,
         tile.stages,
     )
-    return Launch(build, (ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns), 1, 1), (rows,))
+    return Launch(build, (ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns), parts, 1), (rows,))
 
 
 FP8_BLOCK_GEMM = Plugin(
@@ -89,37 +96,46 @@ FP8_BLOCK_GEMM = Plugin(
         Port("weight", ("F8_E4M3",)),
         Port("scale", ("F32",)),
     ),
-    attributes=(("dtype", str),),
+    attributes=(("dtype", str), ("parts", int)),
     results=("y",),
     outputs=_fp8_gemm_output,
     launch=_fp8_gemm,
-    tiles=(Tile(16, 64, stages=4), Tile(64, 64, stages=3), Tile(64, 64), Tile(64, 128, warps=8, stages=1)),
+    tiles=(
+        Tile(16, 64, stages=4),
+        Tile(16, 64, stages=8),
+        Tile(32, 64, stages=4),
+        Tile(64, 64, stages=3),
+        Tile(64, 128, stages=4),
+        Tile(128, 128, warps=8, stages=3),
+    ),
     least=NATIVE_E4M3,
 )
 
 
 def _fp8_weight_gemm(
-    inputs: Sequence[TensorType], outputs: Sequence[TensorType], _: Attributes, tile: Tile, target: int
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attributes: Attributes, tile: Tile, target: int
 ) -> Launch:
-    return weight_only_gemm(Stored("fp8"), ("x", "weight", "weight_scale"), inputs, outputs[0], tile, target)
+    names = ("x", "weight", "weight_scale")
+    return weight_only_gemm(Stored("fp8"), names, inputs, outputs[0], attributes, tile, target)
 
 
 FP8_WEIGHT_GEMM = Plugin(
     name="Fp8WeightGemm",
     doc="y [..., N] = x [..., K] @ (weight e4m3 [N, K] * scale [ceil(N / 128), ceil(K / 128)])^T.",
     inputs=(Port("x", ACTIVATIONS), *weight_ports("weight", "fp8", zero=False)),
+    attributes=(("parts", int),),
     results=("y",),
     outputs=projected,
     launch=_fp8_weight_gemm,
-    tiles=WEIGHT_TILES,
+    tiles=(*WEIGHT_TILES, Tile(128, 128, 64, warps=8, stages=3)),
 )
 
 
-def linear_fp8_block(call: Call[T], x: T, weight: T, scale: T, activations: str, dtype: str) -> T:
-    """`dsv3::linear_fp8_block` in plugins; y has the dtype of x, which is `dtype`."""
+def linear_fp8_block(call: Call[T], x: T, weight: T, scale: T, activations: str, dtype: str, parts: int = 1) -> T:
+    """`dsv3::linear_fp8_block` in plugins; y has the dtype of x, which is `dtype`. `parts` as of `linear_int`."""
     if activations == "none":
-        (y,) = call(FP8_WEIGHT_GEMM, (x, weight, scale))
-        return y
-    values, x_scale = call(QUANTISE_ACTIVATIONS, (x,))
-    (y,) = call(FP8_BLOCK_GEMM, (values, x_scale, weight, scale), dtype=dtype)
-    return y
+        (y,) = call(FP8_WEIGHT_GEMM, (x, weight, scale), parts=parts)
+    else:
+        values, x_scale = call(QUANTISE_ACTIVATIONS, (x,))
+        (y,) = call(FP8_BLOCK_GEMM, (values, x_scale, weight, scale), dtype=dtype, parts=parts)
+    return summed(call, y, parts, dtype)

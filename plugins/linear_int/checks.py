@@ -20,6 +20,7 @@ def _linear(
     group: int,
     zero: bool = False,
     activations: str = "none",
+    parts: int = 1,
 ) -> Check:
     rows, inner, columns = shape
 
@@ -27,7 +28,7 @@ def _linear(
         random = Samples(name)
         x = random.normal(rows, inner).to(DTYPES[dtype])
         qweight, scale, zero_point = random.packed((columns,), inner, bits, group, zero)
-        y = linear_int(call, x, qweight, scale, zero_point, bits, group, activations)
+        y = linear_int(call, x, qweight, scale, zero_point, bits, group, activations, dtype, parts)
         return [(y, definition(x.float(), qweight, scale, zero_point, bits, group, activations))]
 
     return Check("LinearInt", name, compare)
@@ -56,5 +57,7 @@ CHECKS = (
     _linear("int4, last group cut", (65, 150, 66), 4, 64),
     _linear("int4, odd number of zero points", (3, 96, 65), 4, 32, zero=True),
     _linear("int4, activations too, zero points", (9, 256, 40), 4, 128, zero=True, activations="int8"),
+    _linear("int4, zero points, K in parts", (17, 384, 130), 4, 128, zero=True, parts=3),
+    _linear("int8, more parts than steps", (2, 128, 65), 8, 64, parts=4),
     _signed("int8, as signed bytes"),
 )

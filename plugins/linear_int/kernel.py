@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dsv3export.plugins.kernels.products import weight_product
+from dsv3export.plugins.kernels.products import Bank, place, store_part, weight_product
 
 
 @triton.jit
@@ -24,30 +24,27 @@ def weight_only_gemm(
     INNER: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SWAPPED: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """y [rows, N] = x [rows, K] @ (value of the stored weight)^T; `weight_product` says how weights are stored.
 
-    Grid: as `fp8_block_gemm`.
+    Parts and grid: as `fp8_block_gemm`.
     """
-    down = tl.cdiv(rows, ROWS)
-    row = ((tl.program_id(0) % down) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    column = (tl.program_id(0) // down) * COLUMNS + tl.arange(0, COLUMNS)
-    y = weight_product(
-        x_ptr,
-        row,
-        row < rows,
-        weight_ptr,
-        weight_scale_ptr,
-        weight_zero_ptr,
-        column,
-        N,
-        K,
-        FORMAT,
-        GROUP,
-        ROUND,
-        INNER,
-        ROWS,
-        COLUMNS,
-    )
-    inside = (row < rows)[:, None] & (column < N)[None, :]
-    tl.store(y_ptr + row[:, None] * N + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
+    row, start = place(tl.program_id(0), rows, ROWS, N, COLUMNS)
+    seen, part = row < rows, tl.program_id(1)
+    form: tl.constexpr = (N, K, ROWS, COLUMNS, SWAPPED, PARTS, FORMAT, GROUP, ROUND, INNER)
+    bank = Bank(weight_ptr, weight_scale_ptr, weight_zero_ptr)
+    y, _ = weight_product(x_ptr, row, seen, bank, None, start, part, form)
+    store_part(y_ptr, row, seen, rows, start, part, y, N)
+
+
+@triton.jit
+def sum_parts(partial_ptr, rows, y_ptr, N: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """partial [PARTS, rows, N] -> y [rows, N], in the order of parts. Grid: (rows, ceil(N / COLUMNS))."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for part in tl.static_range(PARTS):
+        total += tl.load(partial_ptr + (part * rows + row) * N + column, mask=column < N, other=0.0)
+    tl.store(y_ptr + row * N + column, total.to(y_ptr.dtype.element_ty), mask=column < N)

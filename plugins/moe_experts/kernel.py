@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dsv3export.plugins.kernels.products import fp8_product, weight_product
+from dsv3export.plugins.kernels.products import Bank, fp8_product, weight_product
 
 
 @triton.jit
@@ -81,6 +81,7 @@ def moe_gate_up(
     INNER: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SWAPPED: tl.constexpr,
     NUMBERS: tl.constexpr,
     SCALES: tl.constexpr,
     ZEROS: tl.constexpr,
@@ -95,18 +96,12 @@ def moe_gate_up(
         slot = tl.load(slots_ptr + tl.program_id(1) * ROWS + tl.arange(0, ROWS))
         seen = slot >= 0
         row = tl.where(seen, slot // CHOICES, 0).to(tl.int64)
-        column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        gate = _expert_product(
-            x_ptr, x_scale_ptr, row, seen, gate_ptr, gate_scale_ptr, gate_zero_ptr, owner, column,
-            N, K, FORMAT, GROUP, ROUND, INNER, ROWS, COLUMNS, NUMBERS, SCALES, ZEROS,
-        )  # fmt: skip
-        up = _expert_product(
-            x_ptr, x_scale_ptr, row, seen, up_ptr, up_scale_ptr, up_zero_ptr, owner, column,
-            N, K, FORMAT, GROUP, ROUND, INNER, ROWS, COLUMNS, NUMBERS, SCALES, ZEROS,
-        )  # fmt: skip
+        form: tl.constexpr = (N, K, ROWS, COLUMNS, SWAPPED, 1, FORMAT, GROUP, ROUND, INNER)
+        gate_bank = _expert(gate_ptr, gate_scale_ptr, gate_zero_ptr, owner, NUMBERS, SCALES, ZEROS)
+        up_bank = _expert(up_ptr, up_scale_ptr, up_zero_ptr, owner, NUMBERS, SCALES, ZEROS)
+        gate, up = _expert_product(x_ptr, x_scale_ptr, row, seen, gate_bank, up_bank, form)
         hidden = gate / (1.0 + tl.exp(-gate)) * up
-        place = hidden_ptr + tl.where(seen, slot, 0).to(tl.int64)[:, None] * N + column[None, :]
-        tl.store(place, hidden.to(hidden_ptr.dtype.element_ty), mask=seen[:, None] & (column < N)[None, :])
+        _store_slots(hidden_ptr, slot, seen, hidden, N)
 
 
 @triton.jit
@@ -127,6 +122,7 @@ def moe_down(
     INNER: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SWAPPED: tl.constexpr,
     NUMBERS: tl.constexpr,
     SCALES: tl.constexpr,
     ZEROS: tl.constexpr,
@@ -137,40 +133,42 @@ def moe_down(
         slot = tl.load(slots_ptr + tl.program_id(1) * ROWS + tl.arange(0, ROWS))
         seen = slot >= 0
         row = tl.where(seen, slot, 0).to(tl.int64)
-        column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        each = _expert_product(
-            hidden_ptr, hidden_scale_ptr, row, seen, down_ptr, down_scale_ptr, down_zero_ptr, owner, column,
-            N, K, FORMAT, GROUP, ROUND, INNER, ROWS, COLUMNS, NUMBERS, SCALES, ZEROS,
-        )  # fmt: skip
-        place = each_ptr + row[:, None] * N + column[None, :]
-        tl.store(place, each.to(each_ptr.dtype.element_ty), mask=seen[:, None] & (column < N)[None, :])
+        form: tl.constexpr = (N, K, ROWS, COLUMNS, SWAPPED, 1, FORMAT, GROUP, ROUND, INNER)
+        bank = _expert(down_ptr, down_scale_ptr, down_zero_ptr, owner, NUMBERS, SCALES, ZEROS)
+        each, _ = _expert_product(hidden_ptr, hidden_scale_ptr, row, seen, bank, None, form)
+        _store_slots(each_ptr, slot, seen, each, N)
 
 
 @triton.jit
-def _expert_product(
-    x_ptr, x_scale_ptr, row, seen, bank_ptr, scale_ptr, zero_ptr, owner, column,
-    N, K, FORMAT, GROUP, ROUND, INNER, ROWS, COLUMNS, NUMBERS, SCALES, ZEROS,
-):  # fmt: skip
-    """Rows of x times one expert's matrix; x is e4m3 where it has scales."""
-    weight = bank_ptr + owner * NUMBERS
-    if x_scale_ptr is not None:
-        scale = scale_ptr + owner * SCALES
-        result = fp8_product(x_ptr, x_scale_ptr, row, seen, weight, scale, column, N, K, ROWS, COLUMNS)
-    elif FORMAT == "plain":
-        result = weight_product(
-            x_ptr, row, seen, weight, None, None, column, N, K, FORMAT, GROUP, ROUND, INNER, ROWS, COLUMNS
-        )
-    elif zero_ptr is None:
-        scale = scale_ptr + owner * SCALES
-        result = weight_product(
-            x_ptr, row, seen, weight, scale, None, column, N, K, FORMAT, GROUP, ROUND, INNER, ROWS, COLUMNS
-        )
+def _expert(numbers, scale, zero, owner, NUMBERS: tl.constexpr, SCALES: tl.constexpr, ZEROS: tl.constexpr):
+    """One expert's matrix of a bank."""
+    if scale is None:
+        one = Bank(numbers + owner * NUMBERS, None, None)
+    elif zero is None:
+        one = Bank(numbers + owner * NUMBERS, scale + owner * SCALES, None)
     else:
-        scale, zero = scale_ptr + owner * SCALES, zero_ptr + owner * ZEROS
-        result = weight_product(
-            x_ptr, row, seen, weight, scale, zero, column, N, K, FORMAT, GROUP, ROUND, INNER, ROWS, COLUMNS
-        )
-    return result
+        one = Bank(numbers + owner * NUMBERS, scale + owner * SCALES, zero + owner * ZEROS)
+    return one
+
+
+@triton.jit
+def _expert_product(x_ptr, x_scale_ptr, row, seen, bank, other, form: tl.constexpr):
+    """Rows of x times the program's columns of one or two matrices; x is e4m3 where it has scales."""
+    start = tl.program_id(0) * form[3]
+    if x_scale_ptr is not None:
+        results = fp8_product(x_ptr, x_scale_ptr, row, seen, bank, other, start, 0, form)
+    else:
+        results = weight_product(x_ptr, row, seen, bank, other, start, 0, form)
+    return results
+
+
+@triton.jit
+def _store_slots(ptr, slot, seen, values, N: tl.constexpr):
+    """The program's columns of the slots that are seen."""
+    column = tl.program_id(0) * values.shape[1] + tl.arange(0, values.shape[1])
+    lines = ptr + tl.where(seen, slot, 0).to(tl.int64)[:, None] * N
+    inside = seen[:, None] & (column < N)[None, :]
+    tl.store(lines + column[None, :], values.to(ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ from dsv3export.plugins.kernels.plugin import (
     matrix,
 )
 from dsv3export.plugins.kernels.sizes import at_most, ceil_div, known, power_of_two
-from dsv3export.plugins.kernels.stored import NATIVE_E4M3, Stored, absent, as_bytes, weight_ports
+from dsv3export.plugins.kernels.stored import NATIVE_E4M3, Stored, absent, as_bytes, swapped, weight_ports
 from dsv3export.plugins.linear_fp8_block.tensorrt import QUANTISE_ACTIVATIONS
 
 _KERNELS = "dsv3export.plugins.moe_experts.kernel"
@@ -112,6 +112,7 @@ def _product(
     numbers, scales, zeros = stored.steps(columns, inner)
     optional = (f"{names[0]}_scale", *(f"{bank}_{part}" for bank in banks for part in ("scale", "zero")))
     (output,) = outputs
+    rows = int(attributes["block"])
     choices = (("CHOICES", int(attributes["k"])),) if "up" in banks else ()
     build = Build(
         f"{_KERNELS}:{kernel}",
@@ -119,8 +120,10 @@ def _product(
         (
             *absent(optional, names),
             *choices,
-            *stored.constants(tile, columns, inner),
-            ("ROWS", int(attributes["block"])),
+            *(
+                (name, swapped(rows) if name == "SWAPPED" and format_ == "rounded" else value)
+                for name, value in stored.constants(tile, rows, columns, inner)
+            ),
             ("NUMBERS", numbers),
             ("SCALES", scales),
             ("ZEROS", zeros),
