@@ -14,7 +14,8 @@ from dsv3export.plugins.linear_fp8_block.tensorrt import FP8_BLOCK_GEMM, FP8_WEI
 from dsv3export.plugins.linear_int import checks as linear_int_checks
 from dsv3export.plugins.linear_int.tensorrt import LINEAR_INT, LINEAR_INT_ZERO, SUM_PARTS
 from dsv3export.plugins.mla_attention import checks as mla_attention_checks
-from dsv3export.plugins.mla_attention.tensorrt import MLA_COMBINE, MLA_SPLIT
+from dsv3export.plugins.mla_attention.prefill import MLA_PREFILL
+from dsv3export.plugins.mla_attention.tensorrt import MLA_COMBINE, MLA_SPLIT, MLA_SPLIT_FP8
 from dsv3export.plugins.moe_experts import checks as moe_experts_checks
 from dsv3export.plugins.moe_experts import tensorrt as moe_experts
 from dsv3export.plugins.moe_experts.tensorrt import FEW, MANY
@@ -32,7 +33,9 @@ PLUGINS: dict[str, Plugin] = {
         SUM_PARTS,
         LATENT_APPEND,
         MLA_SPLIT,
+        MLA_SPLIT_FP8,
         MLA_COMBINE,
+        MLA_PREFILL,
         MOE_ROUTE,
         *moe_experts.PLUGINS,
     )
@@ -61,7 +64,7 @@ class Use:
 
 # DeepSeek-V3's sizes (its technical report, section 4.2), and a batch of decoding.
 _TOKENS, _HIDDEN, _WIDTH, _EXPERTS, _CHOICES = 64, 7168, 2048, 256, 8
-_HEADS, _LATENT, _ROPE, _CAPACITY = 128, 512, 64, 4096
+_HEADS, _LATENT, _ROPE, _NOPE, _VALUE, _CAPACITY = 128, 512, 64, 128, 128, 4096
 _GROUP = 128
 _SLOTS = TensorType("I32", (4096,)), TensorType("I32", (256,))
 
@@ -110,11 +113,18 @@ def _linear_uses() -> Iterator[Use]:
 def _attention_uses() -> Iterator[Use]:
     cache = TensorType("BF16", (_TOKENS, 1, _CAPACITY, _LATENT + _ROPE))
     start = TensorType("I64", (_TOKENS,))
+    eighth = TensorType("F8_E4M3", (_TOKENS, 1, _CAPACITY, _LATENT))
+    side = TensorType("BF16", (_TOKENS, 1, _CAPACITY, _ROPE + _LATENT // 128))
     new = [TensorType("BF16", (_TOKENS, 1, width)) for width in (_LATENT, _ROPE)]
     yield Use("LatentAppend", (cache, *new, start))
     for heads in (16, _HEADS):
         q, q_pe = (TensorType("BF16", (_TOKENS, 1, heads, width)) for width in (_LATENT, _ROPE))
         yield Use("MlaSplit", (q, q_pe, cache, start), {"scale": 0.1352, "parts": 8})
+        yield Use("MlaSplitFp8", (q, q_pe, eighth, side, start), {"scale": 0.1352, "parts": 8})
+    q, q_pe = (TensorType("BF16", (1, _CAPACITY, _HEADS, width)) for width in (_NOPE, _ROPE))
+    kv = TensorType("BF16", (1, _CAPACITY, _HEADS, _NOPE + _VALUE))
+    held = TensorType("BF16", (1, 1, _CAPACITY, _LATENT + _ROPE))
+    yield Use("MlaPrefill", (q, q_pe, kv, held, TensorType("I64", (1,))), {"scale": 0.1352})
     lead = (_TOKENS, 1, _HEADS, 8)
     yield Use("MlaCombine", (TensorType("F32", (*lead, _LATENT)), TensorType("F32", lead)), {"dtype": "BF16"})
 

@@ -1,4 +1,4 @@
-"""Checks of decode attention: ragged slots, several query tokens, parts without tokens, odd and true dims."""
+"""Checks of attention: ragged slots, several query tokens, parts without tokens, chunks, odd and true dims."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from dsv3export.plugins.kernels.calls import DTYPES
 from dsv3export.plugins.kernels.checks import Check, Pairs
 from dsv3export.plugins.kernels.plugin import Call
 from dsv3export.plugins.kernels.samples import Samples
+from dsv3export.plugins.kernels.stored import NATIVE_E4M3
+from dsv3export.plugins.latent_append_fp8.op import rounded_rows
 from dsv3export.plugins.mla_attention.op import visible
-from dsv3export.plugins.mla_attention.tensorrt import attend
+from dsv3export.plugins.mla_attention.prefill import MLA_PREFILL
+from dsv3export.plugins.mla_attention.tensorrt import attend, attend_fp8
 
 
 def _reference(q: Tensor, q_pe: Tensor, cache: Tensor, start: Tensor, scale: float) -> Tensor:
@@ -42,6 +45,58 @@ def _attend(
     return Check("MlaAttention", name, compare)
 
 
+def _attend_fp8(
+    name: str, start: list[int], queries: int, capacity: int, dims: tuple[int, int, int, int], parts: int
+) -> Check:
+    """`dims`: heads, latent, rope, groups of scales. As `_attend`, over what `latent_append_fp8` writes."""
+    heads, latent, rope, groups = dims
+
+    def compare(call: Call[Tensor], dtype: str) -> Pairs:
+        random, slots = Samples(name), len(start)
+        rows = random.normal(slots, capacity, latent) * random.uniform(0.1, 10.0, slots, capacity, 1)
+        k_pe = random.normal(slots, capacity, rope)
+        for slot, first in enumerate(start):
+            rows[slot, first + queries :] = k_pe[slot, first + queries :] = 1e4
+        cache, scale = rounded_rows(rows, groups)
+        side = torch.cat([k_pe.to(torch.bfloat16), scale], dim=-1)
+        q, q_pe = random.normal(slots, queries, heads, latent), random.normal(slots, queries, heads, rope)
+        given = [tensor.to(DTYPES[dtype]) for tensor in (q, q_pe)]
+        held = torch.tensor(start)
+        out = attend_fp8(call, given[0], given[1], cache, side, held, 0.05, parts, dtype)
+        latents = cache.float().unflatten(-1, (groups, -1)) * scale.float()[..., None]
+        # The products take what the cache holds in the type of activations.
+        seen = torch.cat([latents.flatten(-2), k_pe.to(torch.bfloat16).float()], dim=-1).to(DTYPES[dtype])
+        return [(out, _reference(given[0], given[1], seen, held, 0.05))]
+
+    return Check("MlaAttention", name, compare, least=NATIVE_E4M3)
+
+
+def _prefill(
+    name: str, start: list[int], queries: int, capacity: int, dims: tuple[int, int, int, int], scale: float = 0.1
+) -> Check:
+    """`dims`: heads, nope, rope, value. Keys and values of rows that no query may see are large."""
+    heads, nope, rope, value = dims
+
+    def compare(call: Call[Tensor], dtype: str) -> Pairs:
+        random, slots = Samples(name), len(start)
+        latent, longest = 8, max(start) + queries
+        cache = random.normal(slots, capacity, latent + rope)
+        kv = random.normal(slots, longest, heads, nope + value)
+        for slot, first in enumerate(start):
+            cache[slot, first + queries :] = kv[slot, first + queries :] = 1e4
+        q, q_pe = random.normal(slots, queries, heads, nope), random.normal(slots, queries, heads, rope)
+        q, q_pe, kv, cache = (tensor.to(DTYPES[dtype]) for tensor in (q, q_pe, kv, cache))
+        held = torch.tensor(start)
+        (out,) = call(MLA_PREFILL, (q, q_pe, kv, cache, held), scale=scale)
+        k_pe = cache[:, :longest, None, latent:].expand(-1, -1, heads, -1)
+        keys = torch.cat([kv[..., :nope], k_pe], dim=-1).float()
+        scores = torch.einsum("bshw,bthw->bhst", torch.cat([q, q_pe], dim=-1).float(), keys) * scale
+        weights = scores.masked_fill(~visible(held, queries, longest), float("-inf")).softmax(dim=-1)
+        return [(out, torch.einsum("bhst,bthv->bshv", weights, kv[..., nope:].float()))]
+
+    return Check("MlaAttention", name, compare)
+
+
 CHECKS = (
     _attend("first token", [0], 1, 1, (1, 8, 2), 1),
     _attend("one token of many", [127], 1, 128, (2, 32, 16), 4),
@@ -51,4 +106,10 @@ CHECKS = (
     _attend("more rows than a program takes", [40, 3], 3, 50, (20, 16, 8), 3),
     _attend("true dims", [129, 0], 2, 160, (16, 512, 64), 4, 0.07),
     _attend("many heads", [33], 1, 40, (128, 64, 16), 2),
+    _attend_fp8("fp8 cache, ragged, first token", [0, 65, 17], 1, 70, (4, 64, 16, 1), 2),
+    _attend_fp8("fp8 cache, several queries, groups", [62, 3], 3, 70, (16, 128, 24, 4), 3),
+    _prefill("prefill, one token", [0], 1, 1, (2, 16, 8, 16)),
+    _prefill("prefill, ragged chunks over a cache", [0, 127, 30], 5, 140, (2, 24, 6, 20)),
+    _prefill("prefill, more rows than a program takes", [3], 129, 140, (1, 16, 8, 16)),
+    _prefill("prefill, true dims", [60], 70, 130, (1, 128, 64, 128), 0.07),
 )

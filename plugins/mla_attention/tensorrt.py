@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from dsv3export.errors import InternalError
 from dsv3export.plugins.kernels.plugin import (
     ACTIVATIONS,
     Attributes,
@@ -23,10 +24,13 @@ from dsv3export.plugins.kernels.plugin import (
     arguments,
 )
 from dsv3export.plugins.kernels.sizes import ceil_div, known, power_of_two, product
+from dsv3export.plugins.kernels.stored import NATIVE_E4M3, absent
 
 _KERNELS = "dsv3export.plugins.mla_attention.kernel"
 # The matrix units' smallest rows and inner dimension.
 _LEAST = 16
+# Tokens along the matrix unit's long side on Hopper, where heads do not fill it.
+_LONG_SIDE = 64
 
 
 def _split_outputs(inputs: Sequence[TensorType], attributes: Attributes) -> tuple[TensorType, ...]:
@@ -39,27 +43,29 @@ def _split_outputs(inputs: Sequence[TensorType], attributes: Attributes) -> tupl
 def _split(
     inputs: Sequence[TensorType], outputs: Sequence[TensorType], attributes: Attributes, tile: Tile, target: int
 ) -> Launch:
-    q, q_pe, cache, start = inputs
+    q, q_pe, cache, *side, start = inputs
     slots, queries = q.shape[:2]
     heads, latent, rope = known(q.shape[2]), known(q.shape[3]), known(q_pe.shape[3])
     parts = int(attributes["parts"])
+    groups = known(side[0].shape[-1]) - rope if side else 0
+    given = {"q": q, "q_pe": q_pe, "cache": cache, **({"side": side[0]} if side else {}), "start": start}
+    raw = ("cache",) if side and target < NATIVE_E4M3 else ()
     build = Build(
         f"{_KERNELS}:mla_split",
-        arguments(
-            {"q": q, "q_pe": q_pe, "cache": cache, "start": start},
-            ("queries", "capacity"),
-            {"partial": outputs[0], "lse": outputs[1]},
-        ),
+        arguments(given, ("queries", "capacity"), {"partial": outputs[0], "lse": outputs[1]}, raw),
         (
+            *absent(("side",), tuple(given)),
             ("H", heads),
             ("DC", latent),
             ("DR", rope),
             ("DC_PADDED", power_of_two(latent, _LEAST)),
             ("DR_PADDED", power_of_two(rope, _LEAST)),
+            ("GROUPS", groups),
             ("PARTS", parts),
             ("SCALE", float(attributes["scale"]) * math.log2(math.e)),
             ("ROWS", tile.rows),
             ("TOKENS", tile.columns),
+            ("SWAPPED", tile.columns >= _LONG_SIDE > tile.rows),
         ),
         tile.warps,
         tile.stages,
@@ -67,21 +73,39 @@ def _split(
     return Launch(build, (ceil_div(queries * heads, tile.rows), parts, slots), (queries, cache.shape[-2]))
 
 
+def _split_fp8(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attributes: Attributes, tile: Tile, target: int
+) -> Launch:
+    latent, groups = known(inputs[0].shape[3]), known(inputs[3].shape[-1]) - known(inputs[1].shape[3])
+    if latent != power_of_two(latent, _LEAST) or groups != power_of_two(groups):
+        raise InternalError(f"a latent of {latent} in {groups} groups is not read by a kernel: no powers of two")
+    return _split(inputs, outputs, attributes, tile, target)
+
+
+_QUERIES = (Port("q", ACTIVATIONS), Port("q_pe", ACTIVATIONS))
+_START = Port("start", ("I64", "I32"))
+_PARTS = "in parts of the sequence: float32 [B, S, H, parts, Dc], and the base-2 logarithm of each part's sum."
+
 MLA_SPLIT = Plugin(
     name="MlaSplit",
-    doc="Absorbed queries q [B, S, H, Dc], q_pe [B, S, H, Dr] over cache [B, .., T, Dc+Dr], in parts of the sequence: "
-    "float32 [B, S, H, parts, Dc], and the base-2 logarithm of each part's sum.",
-    inputs=(
-        Port("q", ACTIVATIONS),
-        Port("q_pe", ACTIVATIONS),
-        Port("cache", ACTIVATIONS),
-        Port("start", ("I64", "I32")),
-    ),
+    doc=f"Absorbed queries q [B, S, H, Dc], q_pe [B, S, H, Dr] over cache [B, .., T, Dc+Dr], {_PARTS}",
+    inputs=(*_QUERIES, Port("cache", ACTIVATIONS), _START),
     attributes=(("scale", float), ("parts", int)),
     results=("partial", "lse"),
     outputs=_split_outputs,
     launch=_split,
-    tiles=(Tile(16, 16), Tile(16, 16, warps=8)),
+    tiles=(Tile(16, 16), Tile(16, 16, warps=8), Tile(16, 64, warps=8), Tile(64, 64, warps=8)),
+)
+
+MLA_SPLIT_FP8 = Plugin(
+    name="MlaSplitFp8",
+    doc=f"As MlaSplit, over cache e4m3 [B, .., T, Dc] and side [B, .., T, Dr+G], k_pe and the scales, {_PARTS}",
+    inputs=(*_QUERIES, Port("cache", ("F8_E4M3",)), Port("side", ACTIVATIONS), _START),
+    attributes=(("scale", float), ("parts", int)),
+    results=("partial", "lse"),
+    outputs=_split_outputs,
+    launch=_split_fp8,
+    tiles=(Tile(16, 16), Tile(16, 32, warps=8), Tile(64, 32, warps=8)),
 )
 
 
@@ -133,5 +157,18 @@ def attend(call: Call[T], q: T, q_pe: T, cache: T, start: T, scale: float, parts
         parts: Programs that share a slot's sequence.
     """
     partial, lse = call(MLA_SPLIT, (q, q_pe, cache, start), scale=scale, parts=parts)
+    (mixed,) = call(MLA_COMBINE, (partial, lse), dtype=dtype)
+    return mixed
+
+
+def attend_fp8(
+    call: Call[T], q: T, q_pe: T, cache: T, side: T, start: T, scale: float, parts: int, dtype: str
+) -> T:
+    """`attend` over the cache that `dsv3::latent_append_fp8` writes.
+
+    Args:
+        cache: e4m3 [B, .., T, Dc]. side: [B, .., T, Dr+G], the rotary part and the scales; Dc and G are powers of two.
+    """
+    partial, lse = call(MLA_SPLIT_FP8, (q, q_pe, cache, side, start), scale=scale, parts=parts)
     (mixed,) = call(MLA_COMBINE, (partial, lse), dtype=dtype)
     return mixed
