@@ -124,7 +124,7 @@ def _attention_uses() -> Iterator[Use]:
     q, q_pe = (TensorType("BF16", (1, _CAPACITY, _HEADS, width)) for width in (_NOPE, _ROPE))
     kv = TensorType("BF16", (1, _CAPACITY, _HEADS, _NOPE + _VALUE))
     held = TensorType("BF16", (1, 1, _CAPACITY, _LATENT + _ROPE))
-    yield Use("MlaPrefill", (q, q_pe, kv, held, TensorType("I64", (1,))), {"scale": 0.1352})
+    yield Use("MlaPrefill", (q, q_pe, kv, held, TensorType("I64", (1,))), {"scale": 0.1352, "value": _VALUE})
     lead = (_TOKENS, 1, _HEADS, 8)
     yield Use("MlaCombine", (TensorType("F32", (*lead, _LATENT)), TensorType("F32", lead)), {"dtype": "BF16"})
 

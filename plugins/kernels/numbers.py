@@ -1,6 +1,6 @@
 """Triton: stored numbers in a few bits as numbers that matrix units multiply.
 
-An integer of four bits, put into the low bits of a 16-bit float that is 128 (bfloat16) or 1024 (float16), is added to it
+An integer of four bits, put into the low bits of a 16-bit float that is 128 (bfloat16) or 1024 (float16), adds to it
 exactly; what is subtracted after that is the 128 or 1024 and the zero point at once. So a word of eight numbers takes a
 shift, a mask and a subtraction for each two of them, and no conversion.
 """
@@ -54,17 +54,16 @@ def int_value(
 
     PADDED is K up to the last group's end, which is stored too.
     """
+    HALF: tl.constexpr = 128 if FORMAT == "int8" else 8
     if FORMAT == "int8":
-        HALF: tl.constexpr = 128
         k = step * INNER + tl.arange(0, INNER)
         number = tl.load(ptr + column[:, None] * PADDED + k[None, :], mask=inside[:, None], other=0)
         # 128 less, as a signed byte: devices convert those at once.
         value = (number ^ 0x80).to(tl.int8, bitcast=True).to(dtype)
     else:
-        HALF: tl.constexpr = 8
         k = step * (INNER // 2) + tl.arange(0, INNER // 2)
         pair = tl.load(ptr + column[:, None] * (PADDED // 2) + k[None, :], mask=inside[:, None], other=0).to(tl.int32)
-        value = (tl.interleave(pair & 0xF, pair >> 4) - 8).to(dtype)
+        value = (tl.interleave(pair & 0xF, pair >> 4) - HALF).to(dtype)
     if ZERO:
         value -= (zero - HALF).to(dtype)[:, None]
     return value
@@ -88,10 +87,7 @@ def int4_parts(
     x_1, x_3 = tl.split(odd)
     narrow: tl.constexpr = tl.float16 if x.dtype == tl.float16 else tl.bfloat16
     one: tl.constexpr = 1024 if x.dtype == tl.float16 else 128
-    if ZERO:
-        offset = (zero + one).to(narrow)[:, None]
-    else:
-        offset = tl.full((1, 1), one + 8, tl.float32).to(narrow)
+    offset = (zero + one).to(narrow)[:, None] if ZERO else tl.full((1, 1), one + 8, tl.float32).to(narrow)
     return (
         (_flat(x_0), _flat(x_1), _flat(x_2), _flat(x_3)),
         (

@@ -1,7 +1,7 @@
 """Triton: the matrix products that linears and experts share, each a loop over K with sums in float32.
 
 One loop multiplies the rows of x by one bank or, for an expert's gate and up, by two, so that x is read once. What a
-step needs besides the tiles, its scales and zero points, is loaded a step ahead: the pipeline of Triton holds operands of
+step needs besides the tiles, its scales and zero points, is loaded a step ahead: Triton's pipeline holds operands of
 products only, and the wait for a scale would else stand between a product and its sum.
 """
 
@@ -54,7 +54,7 @@ def tile(ptr, line, inside, first, K: tl.constexpr, INNER: tl.constexpr):
 def rows_by_columns(a, w, SWAPPED: tl.constexpr):
     """a [ROWS, K] times w [COLUMNS, K]^T.
 
-    SWAPPED lays the columns along the long side of the matrix unit, whose 64 rows on Hopper a few rows of a do not fill.
+    SWAPPED lays the columns along the long side of the matrix unit, 64 on Hopper, which a few rows do not fill.
     """
     if SWAPPED:
         product = tl.trans(tl.dot(w, tl.trans(a), input_precision="ieee"))

@@ -7,6 +7,7 @@ from functools import partial
 
 from dsv3export.plugins.kernels.plugin import (
     ACTIVATIONS,
+    Attribute,
     Attributes,
     Build,
     Call,
@@ -101,9 +102,7 @@ def _summed(inputs: Sequence[TensorType], attributes: Attributes) -> tuple[Tenso
     return (TensorType(str(attributes["dtype"]), inputs[0].shape[1:]),)
 
 
-def _sum(
-    inputs: Sequence[TensorType], outputs: Sequence[TensorType], _: Attributes, tile: Tile, target: int
-) -> Launch:
+def _sum(inputs: Sequence[TensorType], outputs: Sequence[TensorType], _: Attributes, tile: Tile, target: int) -> Launch:
     (partial_sums,) = inputs
     rows, width = matrix(outputs[0])
     columns = min(tile.columns, power_of_two(width))
@@ -152,6 +151,6 @@ def linear_int(
         parts: Programs that share K: where the columns alone are too few for the device (`parts_for`).
     """
     plugin, zeros = (LINEAR_INT, ()) if zero_point is None else (LINEAR_INT_ZERO, (zero_point,))
-    attributes = {"bits": bits, "group": group, "activations": activations, "parts": parts}
+    attributes: dict[str, Attribute] = {"bits": bits, "group": group, "activations": activations, "parts": parts}
     (y,) = call(plugin, (x, qweight, scale, *zeros), **attributes)
     return summed(call, y, parts, dtype)

@@ -87,7 +87,7 @@ def _prefill(
         q, q_pe = random.normal(slots, queries, heads, nope), random.normal(slots, queries, heads, rope)
         q, q_pe, kv, cache = (tensor.to(DTYPES[dtype]) for tensor in (q, q_pe, kv, cache))
         held = torch.tensor(start)
-        (out,) = call(MLA_PREFILL, (q, q_pe, kv, cache, held), scale=scale)
+        (out,) = call(MLA_PREFILL, (q, q_pe, kv, cache, held), scale=scale, value=value)
         k_pe = cache[:, :longest, None, latent:].expand(-1, -1, heads, -1)
         keys = torch.cat([kv[..., :nope], k_pe], dim=-1).float()
         scores = torch.einsum("bshw,bthw->bhst", torch.cat([q, q_pe], dim=-1).float(), keys) * scale

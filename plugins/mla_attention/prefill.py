@@ -22,9 +22,9 @@ from dsv3export.plugins.kernels.sizes import ceil_div, known, power_of_two
 _LEAST = 16
 
 
-def _outputs(inputs: Sequence[TensorType], _: Attributes) -> tuple[TensorType, ...]:
-    q, kv = inputs[0], inputs[2]
-    return (TensorType(q.dtype, (*q.shape[:-1], known(kv.shape[-1]) - known(q.shape[-1]))),)
+def _outputs(inputs: Sequence[TensorType], attributes: Attributes) -> tuple[TensorType, ...]:
+    q = inputs[0]
+    return (TensorType(q.dtype, (*q.shape[:-1], int(attributes["value"]))),)
 
 
 def _prefill(
@@ -33,7 +33,7 @@ def _prefill(
     q, q_pe, kv, cache, start = inputs
     slots, queries = q.shape[:2]
     heads, nope, rope = known(q.shape[2]), known(q.shape[3]), known(q_pe.shape[3])
-    value = known(outputs[0].shape[3])
+    value = int(attributes["value"])
     build = Build(
         "dsv3export.plugins.mla_attention.prefill_kernel:mla_prefill",
         arguments(
@@ -62,8 +62,8 @@ def _prefill(
 
 MLA_PREFILL = Plugin(
     name="MlaPrefill",
-    doc="q_nope [B, S, H, Dn], q_pe [B, S, H, Dr] over kv [B, L, H, Dn+Dv], the up-projected latents of rows 0 .. L - 1 "
-    "= max(start) + S - 1, and cache [B, .., T, Dc+Dr], for k_pe: causal, over what came before, [B, S, H, Dv].",
+    doc="q_nope [B, S, H, Dn], q_pe [B, S, H, Dr] over kv [B, L, H, Dn+Dv], the first L = max(start) + S latents "
+    "projected up, and cache [B, .., T, Dc+Dr], for k_pe: causal, over what came before, [B, S, H, Dv]. `value` is Dv.",
     inputs=(
         Port("q", ACTIVATIONS),
         Port("q_pe", ACTIVATIONS),
@@ -71,7 +71,7 @@ MLA_PREFILL = Plugin(
         Port("cache", ACTIVATIONS),
         Port("start", ("I64", "I32")),
     ),
-    attributes=(("scale", float),),
+    attributes=(("scale", float), ("value", int)),
     results=("out",),
     outputs=_outputs,
     launch=_prefill,

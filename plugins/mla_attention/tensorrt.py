@@ -161,9 +161,7 @@ def attend(call: Call[T], q: T, q_pe: T, cache: T, start: T, scale: float, parts
     return mixed
 
 
-def attend_fp8(
-    call: Call[T], q: T, q_pe: T, cache: T, side: T, start: T, scale: float, parts: int, dtype: str
-) -> T:
+def attend_fp8(call: Call[T], q: T, q_pe: T, cache: T, side: T, start: T, scale: float, parts: int, dtype: str) -> T:
     """`attend` over the cache that `dsv3::latent_append_fp8` writes.
 
     Args:

@@ -55,6 +55,10 @@ def integers(bits: int, activations: str = "none") -> dict[str, Attribute]:
     return {"bits": bits, "group": 32, "activations": activations}
 
 
+def _linear(bits: int, activations: str = "none", parts: int = 1) -> dict[str, Attribute]:
+    return {**integers(bits, activations), "parts": parts}
+
+
 _BATCHES = ({"B": 2, "S": 3}, {"B": 1, "S": 1}, {"B": 8, "S": 129})
 
 _TOKENS = (
@@ -85,13 +89,14 @@ USES = (
         "Fp8BlockGemm",
         [("F8_E4M3", ("B", "S", 300)), ("F32", ("B", "S", 3)), ("F8_E4M3", (130, 300)), ("F32", (2, 3))],
         _BATCHES,
-        {"dtype": "BF16"},
+        {"dtype": "BF16", "parts": 1},
     ),
-    PluginUse("Fp8WeightGemm", [("F16", ("B", "S", 256)), *fp8(160, 256)], _BATCHES),
-    PluginUse("Fp8WeightGemm", [("F32", ("B", 256)), *fp8(160, 256)], _BATCHES),
-    PluginUse("LinearInt", [("BF16", ("B", "S", 96)), *packed(8, False, 70, 96)], _BATCHES, integers(8)),
-    PluginUse("LinearInt", [("F32", ("B", 96)), *packed(8, False, 70, 96)], _BATCHES, integers(8, "int8")),
-    PluginUse("LinearIntZero", [("BF16", ("B", "S", 96)), *packed(4, True, 70, 96)], _BATCHES, integers(4)),
+    PluginUse("Fp8WeightGemm", [("F16", ("B", "S", 256)), *fp8(160, 256)], _BATCHES, {"parts": 1}),
+    PluginUse("Fp8WeightGemm", [("F32", ("B", 256)), *fp8(160, 256)], _BATCHES, {"parts": 2}),
+    PluginUse("LinearInt", [("BF16", ("B", "S", 96)), *packed(8, False, 70, 96)], _BATCHES, _linear(8)),
+    PluginUse("LinearInt", [("F32", ("B", 96)), *packed(8, False, 70, 96)], _BATCHES, _linear(8, "int8", 3)),
+    PluginUse("LinearIntZero", [("BF16", ("B", "S", 96)), *packed(4, True, 70, 96)], _BATCHES, _linear(4)),
+    PluginUse("SumParts", [("F32", (3, "B", "S", 70))], _BATCHES, {"dtype": "BF16"}),
     PluginUse(
         "LatentAppend",
         [("BF16", ("B", 1, 300, 40)), ("BF16", ("B", "S", 24)), ("BF16", ("B", "S", 16)), ("I64", ("B",))],
@@ -102,6 +107,28 @@ USES = (
         [("BF16", ("B", "S", 4, 24)), ("BF16", ("B", "S", 4, 16)), ("BF16", ("B", 1, 300, 40)), ("I64", ("B",))],
         _BATCHES,
         {"scale": 0.1, "parts": 4},
+    ),
+    PluginUse(
+        "MlaSplitFp8",
+        [
+            *(("BF16", ("B", "S", 4, width)) for width in (32, 16)),
+            ("F8_E4M3", ("B", 1, 300, 32)),
+            ("BF16", ("B", 1, 300, 18)),
+            ("I64", ("B",)),
+        ],
+        _BATCHES,
+        {"scale": 0.1, "parts": 4},
+    ),
+    PluginUse(
+        "MlaPrefill",
+        [
+            *(("BF16", ("B", "S", 4, width)) for width in (24, 16)),
+            ("BF16", ("B", "S", 4, 44)),
+            ("BF16", ("B", 1, 300, 40)),
+            ("I64", ("B",)),
+        ],
+        _BATCHES,
+        {"scale": 0.1, "value": 20},
     ),
     PluginUse("MlaCombine", [("F32", ("B", "S", 4, 4, 24)), ("F32", ("B", "S", 4, 4))], _BATCHES, {"dtype": "F16"}),
     PluginUse(

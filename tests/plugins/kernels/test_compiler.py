@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -10,11 +11,10 @@ import pytest
 from dsv3export.errors import InternalError
 from dsv3export.plugins.kernels import cache
 from dsv3export.plugins.kernels.cache import compile_all, compiled, key_of
-from dsv3export.plugins.kernels.catalogue import PLUGINS, USES, Use, builds
+from dsv3export.plugins.kernels.catalogue import PLUGINS, USES, builds
 from dsv3export.plugins.kernels.compiler import TARGETS
 from dsv3export.plugins.kernels.ptx import entry_with, matrix_instructions, parameter_types
 from dsv3export.plugins.kernels.quick_plugin import SHARED_LIMIT
-from dsv3export.plugins.moe_experts.tensorrt import FEW, MANY
 
 pytest.importorskip("triton")
 
@@ -86,27 +86,35 @@ def test_each_plugin_has_a_kernel_that_tensorrt_can_launch(target: int) -> None:
         assert "/" not in kernel.ptx.replace("//", ""), "a path of this machine"
 
 
-def test_products_run_on_the_matrix_units() -> None:
-    """Few rows by mma.sync, many by Hopper's wgmma."""
-    few, many = (
-        {
-            kind
-            for use in USES
-            if use.plugin.endswith("Fp8") and use.attributes["block"] == block
-            for kind in kinds_of(use)
-        }
-        for block in (FEW, MANY)
-    )
-    assert few
-    assert many
-    assert all(kind.startswith("mma.sync") for kind in few)
-    assert all(kind.startswith("wgmma") for kind in many)
+# What Hopper's wide units multiply: many rows; few, if the weights need no conversion and take the long side.
+WIDE = (
+    ("Fp8BlockGemm", 0),
+    ("Fp8BlockGemm", -1),
+    ("MoEGateUpFp8Rounded", 0),
+    ("MoEDown", 0),
+    ("MlaSplit", -2),
+    ("MlaSplit", -1),
+    ("MlaSplitFp8", -1),
+    ("MlaPrefill", -1),
+)
 
 
-def kinds_of(use: Use) -> set[str]:
-    """The matrix instructions of its last tactic on Hopper."""
-    *_, build = builds(use, 90)
-    return set(compiled(build, 90).matrix)
+@pytest.mark.parametrize(("plugin", "tile"), WIDE)
+def test_products_run_on_the_wide_matrix_units(plugin: str, tile: int) -> None:
+    use = next(use for use in USES if use.plugin == plugin)
+    kernel = compiled(list(builds(use, 90))[tile], 90)
+    assert kernel.matrix
+    assert all(kind.startswith("wgmma") for kind in kernel.matrix)
+    assert kernel.spilled == 0
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_narrow_weights_become_floats_without_conversions(bits: int) -> None:
+    """By the magic of `numbers`; and they come in 16 bytes at a time."""
+    use = next(use for use in USES if use.plugin == "LinearInt" and use.attributes["bits"] == bits)
+    kernel = compiled(next(builds(use, 90)), 90)
+    assert not re.findall(r"cvt\.rn\.(?:bf16|f32)\.[su]\d+", kernel.ptx)
+    assert re.search(r"cp\.async\.cg\.shared\.global.* 0x10,", kernel.ptx)
 
 
 def test_each_plugin_has_a_use() -> None:
