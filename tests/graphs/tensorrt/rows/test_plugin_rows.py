@@ -46,8 +46,12 @@ def test_a_network_with_plugins_is_the_op(op: str, compute: str, outcomes: list[
         assert max(row["distances"]) <= (ROUNDED_ACTIVATIONS if is_rounded else TOLERANCES[compute]), row
 
 
+# TensorRT's prefill is native, as is its cache in one precision; its linears have K in one part.
+ELSEWHERE = {"MlaPrefill", "MlaSplitFp8", "SumParts"}
+
+
 def test_every_plugin_is_in_some_network(outcomes: list[dict[str, Any]]) -> None:
-    assert {name for row in outcomes for name in row["plugins"]} == set(PLUGINS)
+    assert {name for row in outcomes for name in row["plugins"]} == set(PLUGINS) - ELSEWHERE
 
 
 def test_attention_is_native_in_float32_and_in_a_prefill(outcomes: list[dict[str, Any]]) -> None:
