@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,30 +19,19 @@ from dsv3export.cli.report import report_options, write_reports
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dsv3export.checkpoint import Checkpoint
+    from dsv3export.cli.diff_models import Running
     from dsv3export.cli.subject import Subject
-    from dsv3export.compare.causes import ErrorSplit
     from dsv3export.compare.layers import LayerDiff
-    from dsv3export.compare.stages import StagedModel
-    from dsv3export.graphs.triton_kernels import TritonKernels
-    from dsv3export.progress import Progress
-    from dsv3export.recipe import Recipe
-    from dsv3export.runtime.tokenizer import Tokenizer
 
 EXAMPLES = (
     "dsv3export diff examples/tiny-dsv3 tiny.engine --prompts prompts.txt",
     "dsv3export diff examples/tiny-dsv3 int4.engine --prompts prompts.txt --precision fp32 --tolerance 0.5",
     "dsv3export diff examples/tiny-dsv3 int8.engine --prompts prompts.txt --causes",
     "dsv3export diff old.engine new.engine --prompts prompts.txt --json diff.json --html diff.html",
+    "dsv3export diff examples/tiny-dsv3 rtx.engine --prompts prompts.txt --replay",
     "dsv3export diff model.golden int4.engine --json diff.json",
     "dsv3export diff examples/tiny-dsv3 examples/tiny-dsv3 --prompts prompts.txt --executor-kernels triton",
 )
-# The largest error of a token's row that two right programs of the same arithmetic were seen to make is 2e-6; where
-# activations or the cache are rounded, a number at the edge between two steps may go either way: 6e-3.
-SAME_ARITHMETIC = 1e-4
-ROUNDED = 2e-2
-
-
 @click.command("diff", cls=Command, examples=EXAMPLES)
 @click.argument("expected", metavar="A", type=PathName())
 @click.argument("got", metavar="B", type=PathName())
@@ -71,6 +58,11 @@ ROUNDED = 2e-2
 @click.option("--causes", is_flag=True, help="Split an engine's error: weights, activations, cache, backend.")
 @click.option("--all", "show_all", is_flag=True, help="Print every value, not only each layer's result.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of an engine.")
+@click.option("--replay", is_flag=True, help="Compute TensorRT-RTX engines on the CPU, as TensorRT was told to.")
+@click.option(
+    "--chunk", type=click.IntRange(min=1), metavar="N",
+    help="Prompt tokens that a TensorRT engine takes at once; few go to its decode engines.  [default: all it takes]",
+)
 @executor_kernels_option
 @quiet_option
 @verbose_option
@@ -88,6 +80,8 @@ def command(
     causes: bool,
     show_all: bool,
     threads: int | None,
+    replay: bool,
+    chunk: int | None,
     executor_kernels: str | None,
     quiet: bool,
 ) -> None:
@@ -103,177 +97,75 @@ def command(
     With --causes, A being the checkpoint that engine B was built from, it runs several times more: in float32, with the
     engine's weights, with activations rounded, with the cache in its format. What each of these adds is shown.
 
+    A TensorRT engine is computed on its GPU, where a copy of each layer kind is built that shows its values; or, with
+    --replay, on the CPU of any machine, from what TensorRT is told when it builds the engine.
+
     A may also be a golden, a file of `golden record`: B, which may be one too, is then held against its digests, router
     choices and log-probabilities, by the bounds of `golden check`. A golden has no weights, so errors are only those
     that add up.
     """
     from dsv3export.cli.diff_golden import diff_with_golden, is_golden, refuse_options, report_golden_diff
+    from dsv3export.cli.diff_models import Running, checkpoint_recipe, default_tolerance, read_prompts
     from dsv3export.cli.diff_summary import show
+    from dsv3export.cli.outputs import check_outputs
     from dsv3export.cli.subject import find_subject
-    from dsv3export.compare import diff_layers
-    from dsv3export.compare.diff_file import diff_to_bytes
-    from dsv3export.errors import RequestError
 
+    check_outputs(json_file, html_file, plot_file)
     if is_golden(expected, got):
-        refuse_options(
-            {
-                "--tolerance": tolerance,
-                "--plot": plot_file,
-                "--causes": causes or None,
-                "--executor-kernels": executor_kernels,
-            }
-        )
+        refuse_options({"--tolerance": tolerance, "--plot": plot_file, "--causes": causes or None,
+                        "--replay": replay or None, "--chunk": chunk, "--executor-kernels": executor_kernels})  # fmt: skip
         held = diff_with_golden(
             expected, got, prompts=prompts, profile=profile, precision=precision, calibration=calibration,
             threads=threads, quiet=quiet,
         )  # fmt: skip
         report_golden_diff(held, json_file, html_file, show_all)
         raise click.exceptions.Exit(0 if held.first_fault is None else 1)
-    if prompts is None:
-        raise RequestError("--prompts", expected="a file of prompts, as A is no golden", got="none")
-    if profile is not None:
-        raise RequestError("--profile", expected="a golden as A", got="none", fix="Bounds of models: --tolerance.")
     sides = find_subject(expected), find_subject(got)
-    if causes and executor_kernels is not None:
-        raise RequestError("--causes", expected="the executor's own arithmetic", got="--executor-kernels")
-    checkpoints = [place for place, side in enumerate(sides) if side.checkpoint is not None]
     kernels = triton_kernels(executor_kernels, expected, got)
-    ids = read_prompts(prompts, sides)
-    if causes:
-        check_causes(sides)
+    ids = read_prompts(require_prompts(prompts, profile), sides)
     recipe = checkpoint_recipe(sides, precision, calibration is not None)
-    models = [
-        staged(side, ids, recipe, calibration, threads, kernels if [place] == checkpoints[-1:] else None)
-        for place, side in enumerate(sides)
-    ]
     bound = default_tolerance(sides, recipe, rounds_activations(executor_kernels)) if tolerance is None else tolerance
-    with progress_on_stderr(quiet) as progress:
-        diff = diff_layers(models[0], models[1], len(ids), bound, progress)
-        if causes:
-            diff = replace(diff, causes=error_split(sides, ids, calibration, threads, progress))
-    diff = name_tokens(diff, ids, sides)
-    if json_file is not None:
-        write_atomically(json_file, diff_to_bytes(diff))
-    write_reports(diff, html_file, plot_file)
+    running = Running(recipe, calibration, threads, replay, chunk, kernels)
+    diff = diff_models(sides, ids, running, bound, causes, quiet)
+    write_diff(diff, json_file, html_file, plot_file)
     show(diff, show_all)
     if diff.first_fault is not None:
         raise click.exceptions.Exit(1)
 
 
-def read_prompts(path: Path, sides: Sequence[Subject]) -> list[list[int]]:
-    """Token ids of each line. Raises UserError."""
-    from dsv3export.runtime.prompt_file import read_prompt_file
-    from dsv3export.runtime.requests import Limits
-
-    config = sides[0].config
-    limits = Limits(config.vocab_size, config.max_position_embeddings, "the model's max_position_embeddings")
-    tokenizer = cache(lambda: _tokenizer(sides))
-    found = read_prompt_file(path, limits, lambda text: tokenizer().encode(text))
-    return [prompt.ids for prompt in found]
-
-
-def _tokenizer(sides: Sequence[Subject]) -> Tokenizer:
-    from dsv3export.errors import TokenizerError
-
-    found = find_tokenizer(sides)
-    if found is None:
-        raise TokenizerError("prompts", expected="a tokenizer in A or B", got="none", fix="Give token ids instead.")
-    return found
-
-
-def find_tokenizer(sides: Sequence[Subject]) -> Tokenizer | None:
-    """That of the first side that has one. Raises TokenizerError."""
-    from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
-    from dsv3export.runtime.tokenizer import Tokenizer
-
-    for side in sides:
-        folder = Path(side.path) / TOKENIZER_FOLDER if side.kind == "engine" else Path(side.path)
-        if (folder / "tokenizer.json").exists():
-            return Tokenizer.from_directory(folder)
-    return None
-
-
-def name_tokens(diff: LayerDiff, prompts: Sequence[Sequence[int]], sides: Sequence[Subject]) -> LayerDiff:
-    """The same with the texts of the worst tokens, where a side has a tokenizer."""
-    from dsv3export.compare.distributions import with_texts
-
-    tokenizer = find_tokenizer(sides)
-    if tokenizer is None:
-        return diff
-    return replace(
-        diff, logits=with_texts(diff.logits, prompts, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))
-    )
-
-
-def checkpoint_recipe(sides: Sequence[Subject], precision: str | None, calibrated: bool) -> Recipe:
-    """What a checkpoint among the two is computed in: as the engine beside it, unless told otherwise."""
-    from dsv3export.recipe import Recipe
-
-    if precision is not None:
-        return Recipe.for_precision(precision, calibrated)
-    manifests = [side.manifest for side in sides if side.manifest is not None]
-    return manifests[0].recipe if len(manifests) == 1 else Recipe.for_precision("fp32")
-
-
-def staged(
-    side: Subject,
-    ids: list[list[int]],
-    recipe: Recipe,
-    calibration: Path | None,
-    threads: int | None,
-    kernels: TritonKernels | None = None,
-) -> StagedModel:
-    """A side, ready to run layer by layer. Raises UserError."""
-    from dsv3export.engine.reader import EngineFiles
+def require_prompts(prompts: Path | None, profile: str | None) -> Path:
+    """Raises RequestError for options that only fit a golden as A."""
     from dsv3export.errors import RequestError
 
-    # torch comes with this import.
-    from dsv3export.graphs.capture import EngineStages, ExecutorStages
-
-    if side.manifest is not None:
-        return EngineStages(EngineFiles.open(side.path), ids, threads)
-    if side.checkpoint is None:
-        raise RequestError(side.path, expected="an engine or a checkpoint", got=f"a {side.kind}, which has no weights")
-    return ExecutorStages(side.checkpoint, ids, recipe, _calibration_ids(side.checkpoint, calibration), kernels)
+    if prompts is None:
+        raise RequestError("--prompts", expected="a file of prompts, as A is no golden", got="none")
+    if profile is not None:
+        raise RequestError("--profile", expected="a golden as A", got="none", fix="Bounds of models: --tolerance.")
+    return prompts
 
 
-def error_split(
-    sides: Sequence[Subject], ids: list[list[int]], calibration: Path | None, threads: int | None, progress: Progress
-) -> ErrorSplit:
-    """The error of an engine by cause. Raises UserError."""
-    from dsv3export.compare import split_causes
-    from dsv3export.engine.reader import EngineFiles
-    from dsv3export.graphs.capture import cause_chain
+def diff_models(
+    sides: Sequence[Subject], ids: list[list[int]], running: Running, tolerance: float, causes: bool, quiet: bool
+) -> LayerDiff:
+    """The whole comparison of two models, the worst tokens with their texts. Raises UserError."""
+    from dsv3export.cli.diff_models import check_causes, error_split, name_tokens, refuse_for_others, staged_pair
+    from dsv3export.compare import diff_layers
 
-    checkpoint, engine = check_causes(sides)
-    fitted = _calibration_ids(checkpoint, calibration)
-    exact, chain = cause_chain(checkpoint, EngineFiles.open(engine.path), ids, fitted, threads)
-    return split_causes(exact, chain, len(ids), progress)
-
-
-def check_causes(sides: Sequence[Subject]) -> tuple[Checkpoint, Subject]:
-    """Raises RequestError unless A is a checkpoint and B an engine."""
-    from dsv3export.errors import RequestError
-
-    checkpoint, engine = sides[0].checkpoint, sides[1]
-    if checkpoint is None or engine.manifest is None:
-        raise RequestError(
-            "--causes", expected="a checkpoint as A and an engine as B", got=f"{sides[0].kind} and {engine.kind}"
-        )
-    return checkpoint, engine
+    refuse_for_others(sides, running)
+    if causes:
+        check_causes(sides, running)
+    models = staged_pair(sides, ids, running)
+    with progress_on_stderr(quiet) as progress:
+        diff = diff_layers(models[0], models[1], len(ids), tolerance, progress)
+        if causes:
+            diff = replace(diff, causes=error_split(sides, ids, running, progress))
+    return name_tokens(diff, ids, sides)
 
 
-def _calibration_ids(checkpoint: Checkpoint, calibration: Path | None) -> Any:
-    from dsv3export.graphs.calibration_text import calibration_sequences
+def write_diff(diff: LayerDiff, json_file: Path | None, html_file: Path | None, plot_file: Path | None) -> None:
+    """The files that were asked for. Raises UserError."""
+    from dsv3export.compare.diff_file import diff_to_bytes
 
-    return None if calibration is None else calibration_sequences(calibration, checkpoint)
-
-
-def default_tolerance(sides: Sequence[Subject], recipe: Recipe, rounded: bool = False) -> float:
-    """By the arithmetic of both sides; infinite where their recipes differ, as then no error is a fault by itself."""
-    recipes = [side.manifest.recipe if side.manifest is not None else recipe for side in sides]
-    if recipes[0].to_json() != recipes[1].to_json():
-        return math.inf
-    activations = {scheme.activations for scheme in recipes[0].components.values()}
-    exact = activations == {"none"} and recipes[0].cache == "fp32" and not rounded
-    return SAME_ARITHMETIC if exact else ROUNDED
+    if json_file is not None:
+        write_atomically(json_file, diff_to_bytes(diff))
+    write_reports(diff, html_file, plot_file)

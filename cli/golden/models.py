@@ -65,7 +65,7 @@ def _engine(
 ) -> GoldenModel:  # fmt: skip
     engine = load_engine(subject.path, threads, provider)
     stages = None
-    if layers and manifest.backend.name == "onnxruntime":
+    if layers:
         stages = _engine_stages(Path(subject.path), threads)
     record = manifest.checkpoint
     tokenizer = manifest.files.get(f"{TOKENIZER_FOLDER}/{_TOKENIZER}")
@@ -83,13 +83,13 @@ def _engine_stages(path: Path, threads: int | None) -> Opener:
     def opened(prompts: Sequence[Sequence[int]]) -> StagedModel:
         try:
             # torch and onnx come with this import.
-            from dsv3export.graphs.capture import EngineStages
+            from dsv3export.graphs.capture import engine_stages
         except ModuleNotFoundError as missing:
             raise BackendError(
                 f"the Python package {missing.name!r} is not installed, which looking into an engine takes",
                 fix="Install dsv3export[build], or leave the layers out (--without-layers, --digest none).",
             ) from missing
-        return EngineStages(EngineFiles.open(path), prompts, threads)
+        return engine_stages(EngineFiles.open(path), prompts, threads)
 
     return opened
 

@@ -273,8 +273,8 @@ class _StageDiff:
             for name in self._order
             if not name.endswith(ROUTER_IDS)
         }
-        self.only[0].extend(name for name in expected if name not in got)
-        self.only[1].extend(name for name in got if name not in expected)
+        for names, values, others in ((self.only[0], expected, got), (self.only[1], got, expected)):
+            names.extend(name for name, value in values.items() if name not in others and is_compared(name, value))
 
     def _route(self, prompt: int, expected: Values, got: Values, mode: str) -> NDArray[np.bool_] | None:
         """Which positions have the same experts on both sides; None where there is no router.

@@ -83,9 +83,9 @@ class Device:
         """Page-locked memory of the host. Raises ResourceError."""
         return PinnedBuffer(self.call, nbytes)
 
-    def stream(self) -> Stream:
-        """A new queue of work."""
-        return Stream(self.call)
+    def stream(self, address: int | None = None) -> Stream:
+        """A new queue of work, or the one at an address, which somebody else has made and keeps."""
+        return Stream(self.call, address)
 
 
 class DeviceBuffer:
@@ -117,8 +117,11 @@ class PinnedBuffer:
 class Stream:
     """Work that the device does in order, while the host goes on."""
 
-    def __init__(self, call: Driver) -> None:
+    def __init__(self, call: Driver, address: int | None = None) -> None:
         self._call = call
+        if address is not None:
+            self.handle = call.module.CUstream(address)
+            return
         self.handle = call("cuStreamCreate", int(call.module.CUstream_flags.CU_STREAM_NON_BLOCKING))
         finalize(self, call.release, "cuStreamDestroy", self.handle)
 

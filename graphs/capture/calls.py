@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -16,8 +17,8 @@ from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 
 T = TypeVar("T")
 HIDDEN = ".hidden"
-
-
+# How the weight's name ends that is added to a router's scores.
+ROUTER_BIAS = "mlp.gate.e_score_correction_bias"
 # The MTP layer's graph calls the tokens after the prompt's `input_ids`, as the trunk's calls the prompt's own.
 NEXT_IDS, _IDS, FINAL_HIDDEN = "next_ids", "input_ids", "final_hidden"
 
@@ -122,6 +123,16 @@ def empty_caches(format: CacheFormat, config: ModelConfig, call: Call, length: i
         return {}
     cache = LatentCache(CacheLayout.of(format, config, layers=1), 1, length)
     return dict(cache.inputs(range(1), first_layer=int(numbers[0])))
+
+
+def given_inputs(ids: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """The run-time inputs of a prompt that is run as a whole."""
+    return {
+        "input_ids": np.array([ids], np.int64),
+        "start": np.zeros(1, np.int64),
+        "logit_rows": np.arange(len(ids)),
+        NEXT_IDS: np.array([tokens_after(ids)], np.int64),
+    }
 
 
 def tokens_after(token_ids: Sequence[int]) -> list[int]:

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.compare.stages import StagedModel
-from dsv3export.engine.reader import EngineFiles
-from dsv3export.graphs.capture.engine import EngineStages
 from dsv3export.graphs.capture.executor import ExecutorStages
 from dsv3export.recipe import Recipe, Scheme
 
@@ -17,12 +15,12 @@ TokenIds = Sequence[Sequence[int]]
 
 def cause_chain(
     checkpoint: Checkpoint,
-    engine: EngineFiles,
+    engine: StagedModel,
+    recipe: Recipe,
     prompts: TokenIds,
     calibration_ids: TokenIds | None = None,
-    threads: int | None = None,
 ) -> tuple[StagedModel, list[tuple[str, StagedModel]]]:
-    """The float32 model, and those that lead from it to the engine, for `split_causes`.
+    """The float32 model, and those that lead from it to an engine, for `split_causes`.
 
         weights       the weights as the recipe stores them; the executor computes with them in float32
         activations   activations are rounded as well, where the recipe says so
@@ -32,12 +30,12 @@ def cause_chain(
     A cause that the recipe does not have is left out.
 
     Args:
+        recipe: The engine's.
         calibration_ids: As `ExecutorStages`'s.
-        threads: As `EngineStages`'s.
 
     Raises RequestError where the recipe needs a calibration that is not given.
     """
-    recipe, exact = engine.manifest.recipe, Recipe.for_precision("fp32")
+    exact = Recipe.for_precision("fp32")
     steps = [
         ("weights", recipe.with_schemes(_unrounded).with_cache(exact.cache)),
         ("activations", recipe.with_cache(exact.cache)),
@@ -49,7 +47,7 @@ def cause_chain(
         if _computes(step) != _computes(before):
             chain.append((name, ExecutorStages(checkpoint, prompts, step, calibration_ids)))
         before = step
-    chain.append(("backend", EngineStages(engine, prompts, threads)))
+    chain.append(("backend", engine))
     return ExecutorStages(checkpoint, prompts, exact), chain
 
 

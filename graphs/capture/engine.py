@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from dsv3export.compare.stages import Values
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.errors import BackendError, EngineError
-from dsv3export.graphs.capture.calls import FINAL_HIDDEN, NEXT_IDS, Call, Flow, empty_caches, tokens_after
+from dsv3export.graphs.capture.calls import FINAL_HIDDEN, ROUTER_BIAS, Call, Flow, empty_caches, given_inputs
 from dsv3export.graphs.executor import recipe_graph
 from dsv3export.graphs.opset import KIND_DOMAIN
 from dsv3export.graphs.trace import PARTS, Part
 from dsv3export.graphs.values import like
 from dsv3export.runtime.onnxruntime_session import OnnxRuntimeGraph
 
-_BIAS = "mlp.gate.e_score_correction_bias"
 _SHOWN = (ir.DataType.FLOAT, ir.DataType.INT64)
 Array = NDArray[Any]
 
@@ -56,7 +54,7 @@ class EngineStages:
         if "mtp" in files.manifest.graphs:
             call = Call.of_mtp(self._model("mtp").graph, _is_weight)
             self._calls[call.stage] = call
-        self._flow: Flow[Array] = Flow(list(self._calls.values()), [_given(ids) for ids in prompts])
+        self._flow: Flow[Array] = Flow(list(self._calls.values()), [given_inputs(ids) for ids in prompts])
         self._lengths = [len(ids) for ids in prompts]
 
     @property
@@ -69,7 +67,7 @@ class EngineStages:
         call = self._calls[stage]
         data, shown = self._only(call)
         graph = OnnxRuntimeGraph(self._files, data, self._threads)
-        bias = next((name for name in graph.weight_names if name.endswith(_BIAS)), None)
+        bias = next((name for name in graph.weight_names if name.endswith(ROUTER_BIAS)), None)
         biases = None if bias is None else self._files.weight(bias)
         format = self._files.manifest.recipe.cache
         caches = [empty_caches(format, self.config, call, length) for length in self._lengths]
@@ -164,15 +162,6 @@ class _OpenStage:
         if hidden is None:
             self._flow.keep(self._call, prompt, {name: results[name] for name in needed})
         return {name: results[output] for name, output in self._shown.items()}
-
-
-def _given(ids: Sequence[int]) -> dict[str, Array]:
-    return {
-        "input_ids": np.array([ids], np.int64),
-        "start": np.zeros(1, np.int64),
-        "logit_rows": np.arange(len(ids)),
-        NEXT_IDS: np.array([tokens_after(ids)], np.int64),
-    }
 
 
 def _is_weight(value: ir.Value) -> bool:

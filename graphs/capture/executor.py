@@ -15,7 +15,7 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.compare.stages import Array, Values
 from dsv3export.graphs.buildable import check_calibration
 from dsv3export.graphs.calibration import Calibration
-from dsv3export.graphs.capture.calls import FINAL_HIDDEN, NEXT_IDS, Call, Flow, empty_caches, tokens_after
+from dsv3export.graphs.capture.calls import FINAL_HIDDEN, NEXT_IDS, ROUTER_BIAS, Call, Flow, empty_caches, tokens_after
 from dsv3export.graphs.executor import DEFAULT_MAX_WEIGHT_BYTES, recipe_graph
 from dsv3export.graphs.interpreter import run_call, sequence_inputs
 from dsv3export.graphs.passes.embedding import embedding_dtype
@@ -29,7 +29,6 @@ from dsv3export.graphs.weight_cache import WeightCache
 from dsv3export.recipe import Recipe
 
 _SHOWN = (torch.float32, torch.int64)
-_BIAS = "mlp.gate.e_score_correction_bias"
 
 
 class ExecutorStages:
@@ -112,7 +111,7 @@ class _OpenStage:
 
     @property
     def router_bias(self) -> NDArray[np.float32] | None:
-        found = [held(weight).numpy() for name, weight in self._weights.items() if name.endswith(_BIAS)]
+        found = [held(weight).numpy() for name, weight in self._weights.items() if name.endswith(ROUTER_BIAS)]
         return found[0] if found else None
 
     def run(self, prompt: int, hidden: NDArray[np.float32] | None = None) -> Values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dsv3export.engine.program import PHASES, Kind, Phase, Port, Program
@@ -33,6 +33,7 @@ class KindContext:
         self._context, self._kind, self._what, self._log = context, kind, what, log
         self._inputs = {port.name for port in (*kind.inputs, *kind.weights)}
         self._sizes: dict[str, int] = {}
+        self._listener: Any = None
 
     def enqueue(self, sizes: Sizes, addresses: Mapping[str, int], stream: int) -> None:
         """Puts one call into a stream.
@@ -51,6 +52,16 @@ class KindContext:
         for name, address in addresses.items():
             self._must(self._context.set_tensor_address(name, address), name)
         self._must(self._context.execute_async_v3(stream), "execution")
+
+    def show(self, listener: Any, names: Iterable[str]) -> None:
+        """Hands debug tensors to an `IDebugListener`, which this keeps, at every call from now on.
+
+        Raises BackendError where the engine was not built to show one of them.
+        """
+        self._listener = listener
+        self._must(self._context.set_debug_listener(listener), "a debug listener")
+        for name in names:
+            self._must(self._context.set_tensor_debug_state(name, True), f"debug tensor {name}")
 
     def can_be_captured(self, stream: int) -> bool:
         """Whether work at these sizes may become part of a graph; full TensorRT does not say, and is tried."""

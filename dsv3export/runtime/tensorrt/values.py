@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dsv3export.dtypes import itemsize
@@ -13,11 +13,16 @@ from dsv3export.runtime.device import aligned
 Sizes = Mapping[str, int]
 
 
-def port_shape(port: Port, sizes: Sizes) -> tuple[int, ...]:
-    """A tensor's shape where symbols have these sizes; a symbol may be a product such as ``B*S``."""
+def shape_at(shape: Sequence[int | str], sizes: Sizes) -> tuple[int, ...]:
+    """A shape where symbols have these sizes; a symbol may be a product such as ``B*S``."""
     return tuple(
-        size if isinstance(size, int) else math.prod(sizes[factor] for factor in size.split("*")) for size in port.shape
+        size if isinstance(size, int) else math.prod(sizes[factor] for factor in size.split("*")) for size in shape
     )
+
+
+def port_shape(port: Port, sizes: Sizes) -> tuple[int, ...]:
+    """A tensor's."""
+    return shape_at(port.shape, sizes)
 
 
 def port_bytes(port: Port, sizes: Sizes) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -132,6 +132,26 @@ class Emitter(Layers):
         tensor.name = name
         self.network.mark_output(tensor)
         self.outputs.append(Port(name, stored_of(self.trt, tensor.dtype), shape))
+
+    def tensor_names(self, values: Collection[str]) -> dict[str, str]:
+        """Those of these values that layers compute -> what their tensors are called in the complete network."""
+        known = {str(value.name): tensor for value, tensor in self._tensors.items() if not tensor.is_network_input}
+        return {name: str(tensor.name) for name, tensor in known.items() if name in values}
+
+    def show(self, values: Collection[str]) -> dict[str, str]:
+        """Let an `IDebugListener` see values while the engine runs; outputs are seen anyway.
+
+        TensorRT keeps such a tensor in memory, so that what computes it is not fused with what reads it.
+
+        Returns:
+            As `tensor_names`, without outputs.
+        """
+        outputs = {port.name for port in self.outputs}
+        shown = {value: name for value, name in self.tensor_names(values).items() if name not in outputs}
+        for tensor in {str(tensor.name): tensor for tensor in self._tensors.values()}.values():
+            if tensor.name in shown.values() and not self.network.mark_debug(tensor):
+                raise InternalError(f"{self.kind}: TensorRT does not show {tensor.name}")
+        return shown
 
     def _tensor(self, value: ir.Value | None) -> ITensor | None:
         if value is None:

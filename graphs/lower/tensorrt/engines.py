@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -45,10 +45,16 @@ class Target:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine and what it takes and gives; `kind` has no engine names yet."""
+    """An engine and what it takes and gives.
+
+    Attributes:
+        kind: Without engine names yet.
+        shown: Value -> its debug tensor, of an engine that shows some.
+    """
 
     data: bytes
     kind: Kind
+    shown: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_kind(
@@ -60,7 +66,12 @@ def build_kind(
 
 @without_collector()
 def build_engine(
-    target: Target, function: ir.Function, results: Sequence[str], phase: Phase, steps: Steps | None = None
+    target: Target,
+    function: ir.Function,
+    results: Sequence[str],
+    phase: Phase,
+    steps: Steps | None = None,
+    show: Collection[str] = (),
 ) -> BuiltEngine:
     """Build one layer kind for one phase.
 
@@ -68,6 +79,7 @@ def build_engine(
         function: The prepared kind.
         results: Names of its results.
         steps: Is told how far the build is.
+        show: Names of values that a debug listener shall be able to see.
 
     Raises BackendError with what TensorRT says where it refuses the network.
     """
@@ -78,6 +90,7 @@ def build_engine(
     what = f"{target.flavour.name}: {function.name} for {phase}"
     try:
         emitter = define(trt, network, function, results, target.rows, target.flavour, target.types, phase)
+        shown = emitter.show(show)
     except (RuntimeError, ValueError):
         # The shape of what a refused layer gives cannot be read.
         if not logger.errors:
@@ -94,7 +107,7 @@ def build_engine(
         target.timing.take(config)
     if serialized is None:
         raise _refusal(what, logger.errors)
-    return BuiltEngine(bytes(serialized), _kind(emitter))
+    return BuiltEngine(bytes(serialized), kind_of(emitter), shown)
 
 
 def _refusal(what: str, errors: Sequence[str]) -> BackendError:
@@ -133,5 +146,6 @@ def _config(target: Target, builder: IBuilder) -> IBuilderConfig:
     return config
 
 
-def _kind(emitter: Emitter) -> Kind:
+def kind_of(emitter: Emitter) -> Kind:
+    """What a defined network takes and gives."""
     return Kind({}, tuple(emitter.inputs), tuple(emitter.outputs), tuple(emitter.weights), dict(emitter.aliases))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha1
@@ -70,6 +71,7 @@ class EmulatedDriver:
     """
 
     CUresult, CUdevice_attribute = real.CUresult, real.CUdevice_attribute
+    CUstream = real.CUstream
     CUstream_flags, CUevent_flags = real.CUstream_flags, real.CUevent_flags
     CUstreamCaptureMode = real.CUstreamCaptureMode
 
@@ -258,6 +260,15 @@ class EmulatedDriver:
     def pinned_bytes(self, address: int, nbytes: int) -> NDArray[np.uint8]:
         """The same of page-locked memory."""
         return self._bytes(address, nbytes, on_host=True)
+
+    @contextmanager
+    def lent(self, nbytes: int) -> Iterator[int]:
+        """The address of memory on the device that somebody else owns, and takes back in the end."""
+        address = self._allocate(nbytes, on_host=False)
+        try:
+            yield address
+        finally:
+            self._free(address, on_host=False)
 
     def block_of(self, address: int) -> Block:
         """The allocation that an address lies in. Raises EmulationError."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from dsv3export.graphs.lower.tensorrt.record import Call, Record, Ref
@@ -103,6 +105,7 @@ class EmulatedEngine:
                 limits = values.get(name) or shapes.get(name)
                 self.tensors[name] = Tensor(name, fact.dtype, tuple(fact.shape), is_input, name in values, limits)
         self._aliases = _aliases(record)
+        self.debug_tensors = _debug_tensors(record)
 
     device_memory_size_v2 = SCRATCH
 
@@ -179,6 +182,8 @@ class EmulatedContext:
         self._scratch = 0
         self._changes = 0
         self._ready = -1
+        self._listener: Any = None
+        self._shown: list[str] = []
         if engine.trt.rtx:
             self.is_stream_capturable = lambda stream: engine.trt.capturable
 
@@ -210,6 +215,19 @@ class EmulatedContext:
         self._addresses[name] = address
         return True
 
+    def set_debug_listener(self, listener: Any) -> bool:
+        if not isinstance(listener, self.engine.trt.IDebugListener):
+            raise TypeError("not an IDebugListener")
+        self._listener = listener
+        return True
+
+    def set_tensor_debug_state(self, name: str, flag: bool) -> bool:
+        if name not in self.engine.debug_tensors:
+            return self._refuse(f"{name} was not marked as a debug tensor")
+        if flag and name not in self._shown:
+            self._shown.append(name)
+        return True
+
     def execute_async_v3(self, stream: int) -> bool:
         if not self._scratch:
             raise EmulationError("no scratch memory was set")
@@ -233,25 +251,47 @@ class EmulatedContext:
                 raise EmulationError("a context was changed before its work was done or after its graph was captured")
 
         device = [addresses[tensor.name] for tensor in self._tensors(on_host=False)]
-        run = lambda: self._run(addresses, shapes, on_host)  # noqa: E731 (bound to this call's addresses)
+        inner: dict[str, torch.Tensor] = {}
+        run = lambda: inner.update(self._run(addresses, shapes, on_host))  # noqa: E731 (bound to this call's addresses)
         self._driver.enqueue(queue, Work(run, (*device, self._scratch), check))
+        return self._show(inner, stream) if self._shown and self._listener is not None else True
+
+    def _show(self, inner: Mapping[str, torch.Tensor], stream: int) -> bool:
+        """As TensorRT does while it queues a call: each tensor for the time of the callback, filled by the stream."""
+        queue = self._driver.queues[stream]
+        if queue.captured is not None:
+            raise EmulationError("debug tensors in a graph")
+        self._driver.cuStreamSynchronize(stream)
+        for name in self._shown:
+            values = inner[name].contiguous().view(-1).view(torch.uint8).numpy()
+            with self._driver.lent(values.size) as address:
+                target = self._driver.device_bytes(address, values.size)
+                self._driver.enqueue(queue, Work(partial(np.copyto, target, values), (address,)))
+                kind = getattr(self.engine.trt.DataType, self.engine.debug_tensors[name])
+                place, shape = self.engine.trt.TensorLocation.DEVICE, tuple(inner[name].shape)
+                if not self._listener.process_debug_tensor(_capsule(address), place, kind, shape, name, stream):
+                    return self._refuse(f"the debug listener failed at {name}")
         return True
 
     def _run(
         self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], on_host: Mapping[str, torch.Tensor]
-    ) -> None:
+    ) -> dict[str, torch.Tensor]:
+        """Outputs into their places; returns the tensors that are shown."""
         tensors = self.engine.tensors
         inputs = {
             name: on_host[name] if tensors[name].on_host else self._tensor(tensors[name], addresses[name], shape)
             for name, shape in shapes.items()
         }
-        for name, result in self.engine.replay.run(inputs).items():
+        results = self.engine.replay.run(inputs, self._shown)
+        for name in self.engine.replay.outputs:
+            result = results[name]
             kept = result.contiguous().view(-1).view(torch.uint8).numpy()
             target = self._driver.device_bytes(addresses[name], kept.size)
             if kept.ctypes.data != addresses[name]:
                 if self.engine.get_aliased_input_tensor(name):
                     raise EmulationError(f"{name} is not the memory that was bound to it")
                 target[:] = kept
+        return {name: results[name] for name in self._shown}
 
     def _tensors(self, on_host: bool | None = None) -> list[Tensor]:
         return [each for each in self.engine.tensors.values() if on_host is None or each.on_host == on_host]
@@ -305,6 +345,20 @@ def _profile(record: Record, method: str) -> dict[str, Range]:
             name, *limits = event.args
             found[str(name)] = tuple(tuple(each) for each in limits)
     return found  # type: ignore[return-value]  # a record's values have no narrower type
+
+
+def _capsule(address: int) -> Any:
+    """What the bindings make of a `void const*`."""
+    make = ctypes.pythonapi.PyCapsule_New
+    make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return make(address, None, None)
+
+
+def _debug_tensors(record: Record) -> dict[str, str]:
+    """Name -> type of the tensors that were marked."""
+    marked = [event.args[0] for event in record.events if isinstance(event, Call) and event.method == "mark_debug"]
+    facts = [record.tensors[tensor.index] for tensor in marked if isinstance(tensor, Ref)]
+    return {fact.name: fact.dtype for fact in facts}
 
 
 def _aliases(record: Record) -> dict[str, str]:
