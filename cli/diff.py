@@ -32,6 +32,8 @@ EXAMPLES = (
     "dsv3export diff model.golden int4.engine --json diff.json",
     "dsv3export diff examples/tiny-dsv3 examples/tiny-dsv3 --prompts prompts.txt --executor-kernels triton",
 )
+
+
 @click.command("diff", cls=Command, examples=EXAMPLES)
 @click.argument("expected", metavar="A", type=PathName())
 @click.argument("got", metavar="B", type=PathName())
@@ -60,7 +62,9 @@ EXAMPLES = (
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of an engine.")
 @click.option("--replay", is_flag=True, help="Compute TensorRT-RTX engines on the CPU, as TensorRT was told to.")
 @click.option(
-    "--chunk", type=click.IntRange(min=1), metavar="N",
+    "--chunk",
+    type=click.IntRange(min=1),
+    metavar="N",
     help="Prompt tokens that a TensorRT engine takes at once; few go to its decode engines.  [default: all it takes]",
 )
 @executor_kernels_option

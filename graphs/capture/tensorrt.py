@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsv3export.compare.stages import Values
 from dsv3export.dtypes import NUMPY
-from dsv3export.engine.program import PROGRAM, Phase, Program
+from dsv3export.engine.program import MTP_PROGRAM, PROGRAM, Phase, Program
 from dsv3export.engine.program import Call as KindCall
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.errors import RequestError
@@ -25,7 +25,7 @@ from dsv3export.runtime.tensorrt.signature import CACHE, LENGTH, ROWS
 from dsv3export.runtime.tensorrt.values import Sizes, port_shape, shape_at
 
 Array = NDArray[Any]
-_PROGRAMS: Mapping[Part, str] = {"trunk": PROGRAM, "mtp": "mtp"}
+_PROGRAMS: Mapping[Part, str] = {"trunk": PROGRAM, "mtp": MTP_PROGRAM}
 # What the executor calls the rows that attention reads from a cache, by whether they are kept as they are.
 _CACHE_ROWS = {True: "self_attn.latent_append", False: "self_attn.latent_append.latent"}
 
@@ -165,7 +165,7 @@ class _OpenStage:
         self._lengths, self._chunk = lengths, chunk
         weights = [name for call in program.calls for name in call.weights.values()]
         bias = next((name for name in weights if name.endswith(ROUTER_BIAS)), None)
-        self.router_bias = None if bias is None else engine.files.weight(bias)
+        self.router_bias: Array | None = None if bias is None else engine.files.weight(bias)
         self.output, self.handed_on = program.flow.output, program.flow.handed_on
 
     def run(self, prompt: int, hidden: NDArray[np.float32] | None = None) -> Values:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dsv3export.dtypes import NUMPY
 from dsv3export.engine.manifest import WeightEntry
-from dsv3export.engine.program import Call, Kind, Phase, Program
+from dsv3export.engine.program import PROGRAM, Call, Kind, Phase, Program
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.errors import BackendError
 from dsv3export.graphs.capture.tensorrt import Array, Results, TensorRTEngine
@@ -71,12 +71,14 @@ class DeviceMachine:
         cls, files: EngineFiles, device: Device | None = None, trt: Any = None
     ) -> tuple[TensorRTEngine, DeviceMachine]:
         """An engine and the first GPU. Raises BackendError where a GPU, its driver or TensorRT is missing."""
-        program = Program.from_json(files.graph("program"))
+        program = Program.from_json(files.graph(PROGRAM))
         try:
             device = device or Device()
             trt = trt or load_tensorrt(flavour_of(program))
         except BackendError as missing:
-            instead = "; diff --replay computes on the CPU what TensorRT was told" if program.flavour != "tensorrt" else ""
+            instead = (
+                "; diff --replay computes on the CPU what TensorRT was told" if program.flavour != "tensorrt" else ""
+            )
             raise BackendError(
                 f"engine {files.path}: layer by layer", expected=f"{_NAMES[program.flavour]} and its GPU",
                 got=f"{missing.what}: {missing.got}", fix=f"Run it where the GPU is{instead}.",

@@ -1,4 +1,4 @@
-"""The layer kinds of an engine that is there: what each was built of, made again from what the engine says of itself."""
+"""The layer kinds of an engine that is there: what each was built of, made again of what the engine says of itself."""
 
 from __future__ import annotations
 
