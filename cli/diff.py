@@ -116,8 +116,10 @@ def command(
 
     check_outputs(json_file, html_file, plot_file)
     if is_golden(expected, got):
-        refuse_options({"--tolerance": tolerance, "--plot": plot_file, "--causes": causes or None,
-                        "--replay": replay or None, "--chunk": chunk, "--executor-kernels": executor_kernels})  # fmt: skip
+        of_models = {"--tolerance": tolerance, "--plot": plot_file, "--causes": causes or None}
+        refuse_options(
+            of_models | {"--replay": replay or None, "--chunk": chunk, "--executor-kernels": executor_kernels}
+        )
         held = diff_with_golden(
             expected, got, prompts=prompts, profile=profile, precision=precision, calibration=calibration,
             threads=threads, quiet=quiet,

@@ -58,7 +58,7 @@ def diff(recorded: RecordedEngine, driver: EmulatedDriver, flavour: str = "tenso
 def test_every_value_is_seen(
     flavour: str, recorded: RecordedEngine, driver: EmulatedDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Full TensorRT's runtime is emulated with networks of TensorRT-RTX: its own have plugins, which are not replayed."""
+    """Full TensorRT's runtime is emulated with networks of TensorRT-RTX: its own have plugins."""
     if flavour == "tensorrt":
         monkeypatch.setattr(kinds, "FLAVOURS", {"tensorrt": RTX})
         parsed = Program.from_json
