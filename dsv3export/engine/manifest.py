@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
+from dsv3export.engine.parallel import Parallel, parse_parallel
 from dsv3export.engine.typed_json import JsonValue, read_json
 from dsv3export.errors import EngineError
 from dsv3export.recipe import Recipe, RecipeError
@@ -152,7 +153,8 @@ class Manifest:
     """The content of engine.json.
 
     `files` is filled in by the writer. `layers` are the decoder layers of an engine of a part of the model, in order;
-    None for a whole one. `calibration` is None where no weight was fitted to a text.
+    None for a whole one. `calibration` is None where no weight was fitted to a text. `parallel` is None for an engine
+    that one process runs.
     """
 
     producer: str
@@ -165,6 +167,7 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
     calibration: CalibrationRecord | None = None
+    parallel: Parallel | None = None
 
     def weight_files(self, location: Location) -> set[str]:
         """The files, of the engine or of the checkpoint, that weights lie in."""
@@ -191,6 +194,7 @@ class Manifest:
                 "mtimes_ns": self.checkpoint.mtimes_ns,
             },
             "files": _records(self.files),
+            **({} if self.parallel is None else {"parallel": self.parallel.to_json()}),
         }
         weights = ",\n".join("  " + json.dumps(entry.to_json(), allow_nan=False) for entry in self.weights)
         members = [f'"{key}": {json.dumps(value, sort_keys=True, allow_nan=False)}' for key, value in head.items()]
@@ -205,7 +209,8 @@ class Manifest:
     def from_json(cls, document: JsonValue) -> Manifest:
         """Raises EngineError. Checks types and ranges; the files themselves are checked by the reader."""
         _check_version(document)
-        fields = document.fields(*_KEYS)
+        cut = "parallel" in document.mapping()
+        fields = document.fields(*_KEYS, *(["parallel"] if cut else []))
         fields["model"].mapping()
         return cls(
             producer=fields["producer"].text(),
@@ -218,6 +223,7 @@ class Manifest:
             files={name: _file(record) for name, record in fields["files"].mapping().items()},
             layers=None if fields["layers"].value is None else _layers(fields["layers"]),
             calibration=None if fields["calibration"].value is None else _calibration(fields["calibration"]),
+            parallel=parse_parallel(fields["parallel"]) if cut else None,
         )
 
 
