@@ -13,7 +13,7 @@ from dsv3export.errors import InternalError
 from dsv3export.graphs.opset import KIND_DOMAIN
 from dsv3export.graphs.streamed_bank import Argument, ExpertsKernel, StreamedBank, held, through_streamed_experts
 from dsv3export.graphs.torch_kernels import KERNELS
-from dsv3export.plugins import DOMAIN, OPS
+from dsv3export.plugins import ALL_OPS, DOMAIN
 
 Observer = Callable[[str, Tensor], None]
 # Told of each dsv3 node before it runs, with its inputs.
@@ -124,7 +124,7 @@ def by_definition(
 ) -> Tensor | tuple[Tensor, ...]:
     """A node by the definition of its op; implements `Kernels`."""
     if node.domain == DOMAIN:
-        op = OPS[node.op_type]
+        op = ALL_OPS[node.op_type]
         absent = [None] * (len(op.inputs) - len(inputs))
         rest = [*absent, *(attributes[a.name] for a in op.attributes)]
         if any(isinstance(value, StreamedBank) for value in inputs):

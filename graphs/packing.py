@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from dsv3export.graphs.quantise import dequantise_blocks
 from dsv3export.graphs.quantise.int_weight import middle
-from dsv3export.graphs.quantise.packing import unpack
+from dsv3export.graphs.quantise.packing import pack_zero_points, unpack
+from dsv3export.graphs.weight_expr import SLICE
 from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
 
 Array = NDArray[Any]
@@ -95,6 +96,19 @@ def _fp8_value(arrays: Sequence[Array]) -> Sequence[Array]:
     return [dequantise_blocks(arrays[0], arrays[1])]
 
 
+def _slice(arrays: Sequence[Array], params: Mapping[str, Any]) -> Array:
+    """Items `begin` to `end` of an axis."""
+    index = [slice(None)] * arrays[0].ndim
+    index[params["axis"]] = slice(params["begin"], params["end"])
+    return arrays[0][tuple(index)]
+
+
+def _slice_packed(arrays: Sequence[Array], params: Mapping[str, Any]) -> Array:
+    """The same of 4-bit numbers along the last axis, two in a byte, the low half first."""
+    numbers = unpack(arrays[0], params["bits"], params["end"])[..., params["begin"] :]
+    return pack_zero_points(numbers, params["bits"])
+
+
 def _rounded(packing: Packing, dtype: np.dtype[Any]) -> Packing:
     return lambda arrays, dims: packing(arrays, dims).astype(dtype)
 
@@ -106,7 +120,7 @@ FLOAT_TYPES = {
     "float16": np.dtype(np.float16),
 }
 # Those that treat each row of a matrix on its own as well.
-BY_ROWS = frozenset({"blocks", "signed_int8", "signed_int4", "zero_offset"})
+BY_ROWS = frozenset({SLICE, "slice_packed", "blocks", "signed_int8", "signed_int4", "zero_offset"})
 PACKINGS: dict[str, Packing] = {
     "interleave_gate_up": _interleave,
     "blocks": _blocks,
@@ -118,6 +132,8 @@ PACKINGS: dict[str, Packing] = {
     "w_uv_int8": lambda arrays, dims: _columns_int8(_w_uv(arrays, dims)),
     "w_uv_scale": lambda arrays, dims: _columns_scale(_w_uv(arrays, dims)),
     "scale_rows": _scale_rows,
+    SLICE: _slice,
+    "slice_packed": _slice_packed,
     "signed_int8": _signed_int8,
     "signed_int4": _signed_int4,
     "zero_offset": _zero_offset,

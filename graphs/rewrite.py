@@ -92,6 +92,16 @@ class KindRewriter:
         self._order[name] = [stored]
         return stored
 
+    def cut(self, value: ir.Value, packing: str, params: Mapping[str, Any], shape: Sequence[int]) -> ir.Value:
+        """Declare a part of a weight input, which takes its place under the same name."""
+        part, name = like(value), str(value.name)
+        part.shape = ir.Shape(shape)
+        self._exprs[name] = WeightExpr(packing, (self._exprs[name],), tuple(sorted(params.items())))
+        for values in self._order.values():
+            if value in values:
+                values[values.index(value)] = part
+        return part
+
     def replace(
         self, node: ir.Node, op_type: str, domain: str, inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, Any] | None = None,

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from dsv3export.errors import InternalError
 from dsv3export.graphs.opset import KIND_DOMAIN
 from dsv3export.graphs.torch_kernels import KERNELS
-from dsv3export.plugins import DOMAIN, OPS
+from dsv3export.plugins import ALL_OPS, DOMAIN
 from dsv3export.plugins.dims import bind_dims
 
 Dims = list[int | str]
@@ -45,7 +45,7 @@ def _check(where: str, nodes: ir.Graph | ir.Function, rules: tuple[Rule, ...]) -
 
 
 def _known_op(node: ir.Node) -> Iterator[str]:
-    legal = STANDARD_OPS if node.domain == "" else set(OPS) if node.domain == DOMAIN else set()
+    legal = STANDARD_OPS if node.domain == "" else set(ALL_OPS) if node.domain == DOMAIN else set()
     if node.op_type not in legal:
         yield "is not an op of the intermediate graph"
 
@@ -62,9 +62,9 @@ def _provenance(node: ir.Node) -> Iterator[str]:
 
 
 def _schema(node: ir.Node) -> Iterator[str]:
-    if node.domain != DOMAIN or node.op_type not in OPS:
+    if node.domain != DOMAIN or node.op_type not in ALL_OPS:
         return
-    op = OPS[node.op_type]
+    op = ALL_OPS[node.op_type]
     inputs = op.inputs_given(len(node.inputs))
     if len(node.inputs) != len(inputs) or len(node.outputs) != len(op.outputs):
         yield f"has {len(node.inputs)} inputs and {len(node.outputs)} outputs"

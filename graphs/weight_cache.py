@@ -14,6 +14,7 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.checkpoint.model_weights import forget_weight, weight_shape
 from dsv3export.graphs.calibration import Calibration
 from dsv3export.graphs.packer import ALL, Packer
+from dsv3export.graphs.row_ranges import kept_rows
 from dsv3export.graphs.streamed_bank import Argument, StreamedBank
 from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.graphs.weight_expr import WeightExpr
@@ -79,7 +80,8 @@ class WeightCache:
         """Numbers and scales of an expert are asked for one after the other: the latest expert of a group stays."""
         latest, tensors = self._latest.get(group, (-1, {}))
         if latest != expert:
-            tensors = self._made(group, slice(expert, expert + 1))
+            first, _ = kept_rows(self._exprs[name]) or (0, 0)
+            tensors = self._made(group, slice(first + expert, first + expert + 1))
             self._latest[group] = expert, tensors
             while len(self._latest) > _STREAMED_GROUPS:
                 del self._latest[next(iter(self._latest))]

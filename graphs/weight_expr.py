@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 FLOAT32 = "float32"
+# Items `begin` to `end` of an axis.
+SLICE = "slice"
 Param = int | float | str | bool
 
 

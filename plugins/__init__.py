@@ -1,6 +1,7 @@
 """The dsv3 ops, one folder each: schema, torch custom op, ONNX function body, and (per backend) kernels and plugins.
 
 `OPS` maps the ONNX op type in the domain ``dsv3`` to its `Op`. Adding an op is adding a folder and a line here.
+`SHARD_OPS` are those that no trace makes, only the pass that cuts a graph over several ranks; `ALL_OPS` has both.
 """
 
 from __future__ import annotations
@@ -8,6 +9,10 @@ from __future__ import annotations
 if __name__ != "dsv3export.plugins":
     raise ImportError(f"import this package as 'dsv3export.plugins', not as {__name__!r}")
 
+from dsv3export.plugins.all_reduce.op import ALL_REDUCE
+from dsv3export.plugins.expert_combine.op import EXPERT_COMBINE
+from dsv3export.plugins.expert_dispatch.op import EXPERT_DISPATCH
+from dsv3export.plugins.gather_columns.op import GATHER_COLUMNS
 from dsv3export.plugins.latent_append.op import LATENT_APPEND
 from dsv3export.plugins.latent_append_fp8.op import LATENT_APPEND_FP8
 from dsv3export.plugins.latent_append_half.op import LATENT_APPEND_HALF
@@ -40,5 +45,9 @@ OPS = by_name(
         MOE_EXPERTS_FP8_BLOCK,
     ]
 )
+SHARD_OPS = by_name([ALL_REDUCE, GATHER_COLUMNS, EXPERT_DISPATCH, EXPERT_COMBINE])
+# Where a graph is cut: a communicator does these between two segments.
+COLLECTIVES = frozenset({ALL_REDUCE.name, GATHER_COLUMNS.name})
+ALL_OPS = {**OPS, **SHARD_OPS}
 
-__all__ = ["DOMAIN", "DOMAIN_VERSION", "OPS", "Op"]
+__all__ = ["ALL_OPS", "COLLECTIVES", "DOMAIN", "DOMAIN_VERSION", "OPS", "SHARD_OPS", "Op"]

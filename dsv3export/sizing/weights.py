@@ -15,7 +15,7 @@ from dsv3export.sizing.term import Term
 FP8_BLOCK = 128
 _SCALE_BYTES = 4
 # Integer scales of whole rows are stored once per so many columns.
-_CHANNEL_GROUP = 128
+CHANNEL_GROUP = 128
 _BYTES = {"fp32": 4, "bf16": 2, "f16": 2}
 _BITS = {"int8": 8, "int4": 4}
 
@@ -84,7 +84,7 @@ def matrix_bytes(rows: int, columns: int, scheme: Scheme) -> int:
         return rows * columns * _BYTES[scheme.format]
     if scheme.format == "fp8":
         return rows * columns + -(-rows // FP8_BLOCK) * -(-columns // FP8_BLOCK) * _SCALE_BYTES
-    bits, group = _BITS[scheme.format], scheme.group_size or _CHANNEL_GROUP
+    bits, group = _BITS[scheme.format], scheme.group_size or CHANNEL_GROUP
     groups = -(-columns // group)
     zero_points = 0 if scheme.symmetric else -(-groups * bits // 8)
     return rows * (groups * group * bits // 8 + groups * _SCALE_BYTES + zero_points)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from dsv3export.graphs.rewrite import KindRewriter
 from dsv3export.graphs.spec import dims_of
-from dsv3export.plugins import OPS
+from dsv3export.plugins import ALL_OPS
 from dsv3export.plugins.dims import bind_dims, static_dims
 from dsv3export.plugins.registry import Dims
 
@@ -44,13 +44,13 @@ class Packed:
 
 def node_dims(node: ir.Node) -> Dims:
     """The sizes of a dsv3 node's dims that are known before run time."""
-    op = OPS[node.op_type]
+    op = ALL_OPS[node.op_type]
     return static_dims(op, bind_dims(op, [dims_of(value) for value in node.inputs if value is not None]))
 
 
 def packed_inputs(rewriter: KindRewriter, node: ir.Node, packed: Sequence[Packed], dims: Dims) -> dict[str, ir.Value]:
     """A dsv3 node's inputs by formal name, with the packed weights, which are declared in the layer kind."""
-    ports = OPS[node.op_type].inputs_given(len(node.inputs))
+    ports = ALL_OPS[node.op_type].inputs_given(len(node.inputs))
     values = {port.name: value for port, value in zip(ports, node.inputs, strict=True) if value is not None}
     for each in packed:
         sources = [values[port] for port in each.inputs if port in values]

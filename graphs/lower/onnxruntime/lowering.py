@@ -11,7 +11,7 @@ from dsv3export.graphs.lower.packed import node_dims, packed_inputs
 from dsv3export.graphs.opset import OPSET
 from dsv3export.graphs.rewrite import GraphWithWeights, KindRewriter, rebuild
 from dsv3export.graphs.values import is_weight
-from dsv3export.plugins import DOMAIN, OPS
+from dsv3export.plugins import ALL_OPS, COLLECTIVES, DOMAIN
 
 _HALVES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 # Tensor types of the safetensors dtypes that routers may have.
@@ -38,7 +38,7 @@ def lower(before: GraphWithWeights, row_of: RowOf = row, router_dtype: str = "F3
     Returns:
         A graph that carries every function that it calls.
     """
-    opset = max([OPSET, *(OPS[node.op_type].opset for node in _dsv3_nodes(before.model))])
+    opset = max([OPSET, *(ALL_OPS[node.op_type].opset for node in _dsv3_nodes(before.model))])
     op_functions = OpFunctions(opset)
     kinds = {}
     _caches_as_bits(before.model)
@@ -46,7 +46,7 @@ def lower(before: GraphWithWeights, row_of: RowOf = row, router_dtype: str = "F3
         rewriter = KindRewriter(function)
         if router_dtype != "F32":
             store_router(rewriter, _STORED_TYPES[router_dtype], op_functions)
-        for node in [node for node in function if node.domain == DOMAIN]:
+        for node in [node for node in function if node.domain == DOMAIN and node.op_type not in COLLECTIVES]:
             _lower_node(rewriter, node, op_functions, row_of)
         if opset > OPSET:
             _fuse_swish(rewriter)
@@ -80,7 +80,7 @@ def _caches_as_bits(model: ir.Model) -> None:
 
 def _lower_node(rewriter: KindRewriter, node: ir.Node, op_functions: OpFunctions, row_of: RowOf) -> None:
     """Make a dsv3 node a call of ONNX Runtime's function for it."""
-    op, how = OPS[node.op_type], row_of(node.op_type, _has_halves(node))
+    op, how = ALL_OPS[node.op_type], row_of(node.op_type, _has_halves(node))
     dims = node_dims(node)
     attributes = {attribute.name: attribute.value for attribute in node.attributes.values()}
     name = op_functions.name_for(op.name, how.function(dims, attributes))

@@ -19,7 +19,7 @@ from dsv3export.graphs.lower.onnxruntime.mla_attention import int_function as ml
 from dsv3export.graphs.lower.onnxruntime.mla_attention import int_inputs as mla_attention_int_inputs
 from dsv3export.graphs.lower.onnxruntime.routing import router_text
 from dsv3export.graphs.lower.packed import Packed
-from dsv3export.plugins import OPS
+from dsv3export.plugins import ALL_OPS
 from dsv3export.plugins.registry import Attributes, Dims, FunctionText
 
 
@@ -98,10 +98,14 @@ def _moe_experts_int(dims: Dims, attributes: Attributes) -> str:
     given = ("x", "ids", "weights", STEP, "gate_up", "gate_up_scale", "down", "down_scale", *zeros)
     formals = ", ".join(filter(None, given))
     level = 4 if attributes["activations"] == "int8" else 1
+    # with one expert for a row, the rows may be those of ExpertDispatch, which are as many as they happen to be
+    tokens = f"""step = Shape <start = 0, end = 2> ({STEP})
+    tokens = ReduceProd <keepdims = 1> (step)"""
+    if dims["k"] == 1:
+        tokens = "tokens = Shape <start = 0, end = 1> (ids)"
     return f"""
 MoEExpertsInt ({formals}) => (y) {{
-    step = Shape <start = 0, end = 2> ({STEP})
-    tokens = ReduceProd <keepdims = 1> (step)
+    {tokens}
     experts = Constant <value_ints = [{dims["E"]}]> ()
     shape = Concat <axis = 0> (tokens, experts)
     unchosen = ConstantOfShape <value = float[1] {{-1.0}}> (shape)
@@ -186,4 +190,4 @@ def row(op: str, in_16_bits: bool = False) -> Row:
 
 def generic_row(op: str, in_16_bits: bool = False) -> Row:
     """An op as its function in standard ops, weights as they are."""
-    return Row(OPS[op].function, tuple(port.name for port in OPS[op].inputs))
+    return Row(ALL_OPS[op].function, tuple(port.name for port in ALL_OPS[op].inputs))
