@@ -12,6 +12,7 @@ from dsv3export.cli.capabilities import BACKENDS, CACHE_FORMATS, COMPUTE, PRECIS
 from dsv3export.cli.command import Command
 from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
+from dsv3export.cli.ranks import ranks_facts, show_ranks
 from dsv3export.cli.tables import bytes_text, counted, print_json
 from dsv3export.cli.tensorrt_options import tensorrt_options
 
@@ -30,6 +31,7 @@ EXAMPLES = (
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int8 --cache-dtype fp8",
     "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision int8 --max-memory 2GB --threads 2",
     "dsv3export build examples/tiny-dsv3 -o cuda.engine --precision int4 --provider cuda --compute f16",
+    "dsv3export build path/to/DeepSeek-V3 -o v3.engine --precision fp8 --pp 2 --tp 8",
     "dsv3export build examples/tiny-dsv3 -o rtx.engine --backend tensorrt-rtx --precision fp8 --max-slots 4",
 )
 
@@ -82,6 +84,13 @@ EXAMPLES = (
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Weights made at once.  [default: physical cores]"
 )
+@click.option(
+    "--pp", type=click.IntRange(min=1), default=1, help="Cut the layers into so many pipeline stages.  [default: 1]"
+)
+@click.option(
+    "--tp", type=click.IntRange(min=1), default=1, help="Cut heads and widths for so many ranks.  [default: 1]"
+)
+@click.option("--ep", type=click.IntRange(min=1), default=1, help="Cut the routed experts likewise.  [default: 1]")
 @click.option("--copy-weights", is_flag=True, help="Copy all weights, so that the engine needs no checkpoint.")
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @quiet_option
@@ -102,6 +111,9 @@ def command(
     cache_dtype: str | None,
     max_memory: int | None,
     threads: int | None,
+    pp: int,
+    tp: int,
+    ep: int,
     copy_weights: bool,
     force: bool,
     quiet: bool,
@@ -114,7 +126,12 @@ def command(
 
     A build that was interrupted or killed leaves ENGINE.partial. The same command goes on from there; another one for
     the same ENGINE starts anew.
+
+    With --pp, --tp and --ep the engine is cut for pp x tp x ep ranks, each of which needs only ENGINE/engine.json,
+    ENGINE/tokenizer and its own folder ENGINE/rank-NNN.
     """
+    from dsv3export.engine.parallel import Layout
+
     # torch comes with this import.
     from dsv3export.graphs.build import build_engine
 
@@ -137,17 +154,21 @@ def command(
             compute=compute,
             tensorrt=tensorrt,
             mtp=not no_mtp,
+            layout=Layout(pp, tp, ep),
         )
     facts = summary(output, report)
     if as_json:
         print_json(facts)
     elif not quiet:
         click.echo(sentence(facts), err=True)
+        if report.manifest.parallel is not None:
+            show_ranks(report.manifest.parallel)
 
 
 def summary(output: Path, report: BuildReport) -> dict[str, Any]:
     """What was built, JSON-able: sizes in bytes."""
-    weights = report.manifest.weights
+    manifests = report.ranks or (report.manifest,)
+    weights = [entry for manifest in manifests for entry in manifest.weights]
     stored = [entry.nbytes for entry in weights if entry.location == "engine"]
     referenced = [entry.nbytes for entry in weights if entry.location == "checkpoint"]
     return {
@@ -157,7 +178,8 @@ def summary(output: Path, report: BuildReport) -> dict[str, Any]:
         "compute": report.manifest.backend.compute,
         "recipe": report.manifest.recipe.to_json(),
         "layers": report.manifest.layers,
-        "mtp": "mtp" in report.manifest.graphs,
+        "mtp": any({"mtp", "mtp-segment-000"} & manifest.graphs.keys() for manifest in manifests),
+        "parallel": None if report.manifest.parallel is None else ranks_facts(report.manifest.parallel),
         "engine_bytes": report.engine_bytes,
         "weights": {
             "stored": {"tensors": len(stored), "bytes": sum(stored)},

@@ -78,6 +78,11 @@ class Backend(Protocol):
         """Whether engines may have the MTP layer."""
         ...
 
+    @property
+    def takes_ranks(self) -> bool:
+        """Whether engines may be cut for several ranks."""
+        ...
+
     def adapted(self, recipe: Recipe) -> Recipe:
         """The recipe as the engine will compute it. Raises UserError for what the backend cannot do."""
         ...
@@ -94,6 +99,17 @@ class Backend(Protocol):
         self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, config: ModelConfig, progress: Progress
     ) -> Compiled:
         """Make of the lowered graphs what the backend loads, as far as that needs no weights. Raises BackendError."""
+        ...
+
+    def compile_rank(
+        self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, received: str | None, sent: str | None
+    ) -> Compiled:
+        """The same of one rank's graphs.
+
+        Args:
+            received: The input that comes from the previous pipeline stage.
+            sent: The output that goes to the next one.
+        """
         ...
 
 

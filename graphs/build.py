@@ -4,42 +4,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsv3export import __version__
 from dsv3export.checkpoint import Checkpoint
+from dsv3export.config import ModelConfig
 from dsv3export.config.layer_slice import sliced_layers
 from dsv3export.engine.manifest import (
     BackendRecord,
     CalibrationRecord,
     CheckpointRecord,
     Compute,
-    GraphRecord,
     Manifest,
     Provider,
     WeightEntry,
 )
+from dsv3export.engine.parallel import Layout, Parallel, plan_digest, rank_folder
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.writer import EngineWriter
-from dsv3export.graphs.backend import BackendOptions, TensorRTOptions
+from dsv3export.errors import BackendError, RequestError
+from dsv3export.graphs.backend import Backend, BackendOptions, Compiled, TensorRTOptions
 from dsv3export.graphs.backends import open_backend
 from dsv3export.graphs.build_key import build_key
 from dsv3export.graphs.buildable import check_calibration
 from dsv3export.graphs.calibration import Calibration, one_thread
 from dsv3export.graphs.calibration_text import calibration_record, calibration_sequences
-from dsv3export.graphs.executor import quantised_graph
 from dsv3export.graphs.memory_plan import MemoryPlan, plan_memory
 from dsv3export.graphs.packer import Packer
-from dsv3export.graphs.passes.embedding import embedding_dtype
 from dsv3export.graphs.passes.quantise import BITS
-from dsv3export.graphs.rewrite import GraphWithWeights, merged_weights
+from dsv3export.graphs.rewrite import merged_weights
+from dsv3export.graphs.shard.ranks import RankGraphs, lowered_ranks
 from dsv3export.graphs.trace import Part
+from dsv3export.graphs.weight_expr import WeightExpr
 from dsv3export.graphs.weight_plan import plan_weights
 from dsv3export.graphs.weight_units import plan_units
 from dsv3export.progress import NoProgress, Progress
 from dsv3export.recipe import LAYER_COMPONENTS, Recipe
 from dsv3export.runtime.threads import default_threads
+from dsv3export.sizing.parallel import check_layout
+from dsv3export.sizing.ranks import plan_ranks
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class BuildReport:
         resumed_bytes: How many bytes of weights an interrupted build had left.
         memory_bytes: The resident memory that it was planned to take at most.
         requantised: The integer formats that weights stored as FP8 were rounded to once more; empty where none was.
+        ranks: The manifests of the ranks' parts, if it is cut.
     """
 
     manifest: Manifest
@@ -61,6 +66,7 @@ class BuildReport:
     resumed_bytes: int
     memory_bytes: int
     requantised: tuple[str, ...] = ()
+    ranks: tuple[Manifest, ...] = ()
 
 
 def build_engine(
@@ -81,6 +87,7 @@ def build_engine(
     compute: Compute | None = None,
     tensorrt: TensorRTOptions | None = None,
     mtp: bool = True,
+    layout: Layout | None = None,
 ) -> BuildReport:
     """Build an engine directory from a checkpoint directory.
 
@@ -116,6 +123,8 @@ def build_engine(
         tensorrt: What the TensorRT backends want to know beforehand.
         mtp: Take the MTP layer along, where the checkpoint has one, the engine all layers and the backend a way to run
             it: a graph of its own, which the runtime opens for drafts only. Of several MTP layers the first is taken.
+        layout: Cut the engine for several ranks; step 3 is then followed by `graphs.shard`, and each rank has a folder
+            of its own, an engine that needs no other. None or a world of one rank: an engine that one process runs.
 
     Raises:
         UserError: Bad input, a combination that cannot be built, a full disk, a bound of memory that is too low; `out`
@@ -135,40 +144,100 @@ def build_engine(
     built_for.check(chosen, checkpoint.config)
     chosen.check_layers(checkpoint.config.num_hidden_layers)
     parts = None if layers is None else sliced_layers(layers, checkpoint.config.num_hidden_layers)
+    layout = layout or Layout()
+    if layout.world > 1:
+        _check_ranks(layout, chosen, checkpoint.config, built_for, backend, layers)
     with_mtp = mtp and parts is None and built_for.takes_mtp and checkpoint.config.num_nextn_predict_layers > 0
     model_parts: tuple[Part, ...] = ("trunk", "mtp") if with_mtp else ("trunk",)
     fitted, text, sequences = None, None, None
     if calibration is not None:
         sequences = calibration_sequences(Path(calibration), checkpoint)
         fitted, text = Calibration(checkpoint, sequences), calibration_record(Path(calibration), sequences)
-    lowered: dict[Part, GraphWithWeights] = {}
-    for part in model_parts:
-        embedding = embedding_dtype(checkpoint, chosen)
-        graph = quantised_graph(checkpoint.config, part, chosen, embedding, parts if part == "trunk" else None)
-        lowered[part] = built_for.lower(graph, chosen, checkpoint)
-    exprs = merged_weights(lowered.values())
-    plan = plan_weights(list(lowered.values()), checkpoint, copy_weights)
+    ranks = lowered_ranks(checkpoint, chosen, built_for, model_parts, layout, parts, progress)
+    exprs: dict[str, WeightExpr] = {}
+    plan: list[PlannedWeight] = []
+    for each in ranks:
+        merged = merged_weights(each.graphs.values())
+        planned = plan_weights(list(each.graphs.values()), checkpoint, copy_weights)
+        plan += [replace(weight, folder=each.folder) for weight in planned]
+        exprs |= {weight.key: merged[weight.name] for weight in plan[-len(planned) :]}
     units = plan_units(plan, exprs, Packer(checkpoint, fitted), fitted)
     memory = plan_memory(units, threads or default_threads(), max_memory, fitted)
     key = build_key(checkpoint, plan, exprs, units, sequences)
     with EngineWriter(Path(out), force, checkpoint, key) as writer:
-        compiled = built_for.compile(lowered, chosen, checkpoint.config, progress)
+        compiled = _compiled(built_for, ranks, chosen, checkpoint.config, progress)
         progress.note(_announcement(plan, memory))
         with one_thread():
             entries = writer.write_weights(plan, units, memory.limits, progress)
-        files = compiled.files(entries)
-        graphs = {name: writer.write_file(file.name, file.data) for name, file in files.items()}
         writer.copy_tokenizer(checkpoint.path)
-        manifest = writer.finish(_manifest(checkpoint, chosen, compiled.record, graphs, entries, parts, text))
-    size = sum(graph.size for graph in graphs.values()) + sum(record.size for record in manifest.files.values())
+        template = _manifest(checkpoint, chosen, compiled[0].record, parts, text)
+        manifests = _finish(writer, ranks, compiled, template, _by_folder(plan, entries), layout, key)
     return BuildReport(
-        manifest,
-        size,
+        manifests[0],
+        sum(map(_disk_bytes, manifests)),
         time.monotonic() - started,
         writer.resumed_bytes,
         memory.expected,
         _requantised(checkpoint, chosen),
+        tuple(manifests[1:]),
     )
+
+
+def _compiled(
+    backend: Backend, ranks: Sequence[RankGraphs], recipe: Recipe, config: ModelConfig, progress: Progress
+) -> list[Compiled]:
+    if ranks[0].rank is None:
+        return [backend.compile(ranks[0].graphs, recipe, config, progress)]
+    return [backend.compile_rank(each.graphs, recipe, each.received, each.sent) for each in ranks]
+
+
+def _by_folder(plan: Sequence[PlannedWeight], entries: Sequence[WeightEntry]) -> dict[str, list[WeightEntry]]:
+    tables: dict[str, list[WeightEntry]] = {}
+    for weight, entry in zip(plan, entries, strict=True):
+        tables.setdefault(weight.folder, []).append(entry)
+    return tables
+
+
+def _finish(
+    writer: EngineWriter, ranks: Sequence[RankGraphs], compiled: Sequence[Compiled], template: Manifest,
+    tables: Mapping[str, Sequence[WeightEntry]], layout: Layout, key: str,
+) -> list[Manifest]:  # fmt: skip
+    """Write the graphs and the manifests: that of the engine, then those of its ranks, if it is cut."""
+    parts = []
+    for each, made in zip(ranks, compiled, strict=True):
+        folder = f"{each.folder}/" if each.folder else ""
+        files = made.files(tables[each.folder])
+        records = {name: writer.write_file(f"{folder}{file.name}", file.data) for name, file in files.items()}
+        graphs = {name: replace(record, file=record.file.removeprefix(folder)) for name, record in records.items()}
+        parts.append(replace(template, graphs=graphs, weights=tuple(tables[each.folder])))
+    if layout.world == 1:
+        return [writer.finish(parts[0])]
+    sizes = [sum(entry.nbytes for entry in part.weights) for part in parts]
+    with_mtp = "mtp" in ranks[-1].graphs
+    plans = tuple(plan_ranks(ModelConfig.from_dict(template.model), template.recipe, layout, sizes, with_mtp))
+    whole = Parallel(layout, None, plan_digest(layout, plans, key), plans)
+    finished = [
+        writer.finish_rank(rank_folder(rank), replace(part, parallel=replace(whole, rank=rank)))
+        for rank, part in enumerate(parts)
+    ]
+    return [writer.finish(replace(template, parallel=whole)), *finished]
+
+
+def _disk_bytes(manifest: Manifest) -> int:
+    return sum(record.size for record in (*manifest.graphs.values(), *manifest.files.values()))
+
+
+def _check_ranks(
+    layout: Layout, recipe: Recipe, config: ModelConfig, built_for: Backend, backend: str, layers: str | None
+) -> None:
+    """Raises UserError where an engine cannot be cut by a layout."""
+    if not built_for.takes_ranks:
+        raise BackendError(
+            f"{layout.describe()} on {backend}", expected="backend onnxruntime, which alone is cut for several ranks"
+        )
+    if layers is not None:
+        raise RequestError("--layers", expected="a whole model, to be cut for several ranks", got=layers)
+    check_layout(config, recipe, layout)
 
 
 def _announcement(plan: Sequence[PlannedWeight], memory: MemoryPlan) -> str:
@@ -189,19 +258,18 @@ def _manifest(
     checkpoint: Checkpoint,
     recipe: Recipe,
     backend: BackendRecord,
-    graphs: Mapping[str, GraphRecord],
-    entries: Sequence[WeightEntry],
     layers: tuple[int, ...] | None,
     calibration: CalibrationRecord | None,
 ) -> Manifest:
+    """All but the graphs and the weights."""
     return Manifest(
         producer=f"dsv3export {__version__}",
         model=checkpoint.config.raw,
         recipe=recipe,
         backend=backend,
-        graphs=dict(graphs),
+        graphs={},
         checkpoint=CheckpointRecord.from_fingerprint(checkpoint.path, checkpoint.fingerprint()),
-        weights=tuple(entries),
+        weights=(),
         layers=layers,
         calibration=calibration,
     )

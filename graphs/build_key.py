@@ -35,11 +35,11 @@ def build_key(
         "checkpoint": checkpoint.fingerprint(),
         "times": {name: shard.file.stat().st_mtime_ns for name, shard in checkpoint.shards.items()},
         "weights": [
-            [weight.name, weight.dtype, weight.shape, repr(exprs[weight.name]), bool(weight.reference)]
+            [weight.key, weight.dtype, weight.shape, repr(exprs[weight.key]), bool(weight.reference)]
             for weight in plan
         ],
         "units": [
-            [(part.weight.name, part.rows) for part in unit.parts] for stage in stages for unit in stage.units
+            [(part.weight.key, part.rows) for part in unit.parts] for stage in stages for unit in stage.units
         ],
         "calibration": calibration,
     }  # fmt: skip

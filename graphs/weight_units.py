@@ -14,8 +14,8 @@ from dsv3export.checkpoint.model_weights import forget_weight, weight_shape
 from dsv3export.engine.plan import PlannedWeight
 from dsv3export.engine.work import Part, Stage, WorkUnit
 from dsv3export.graphs.calibration import Calibration
-from dsv3export.graphs.fp8_parts import FP8_SCALES
 from dsv3export.graphs.packer import ALL, Array, Packer
+from dsv3export.graphs.row_ranges import made_rows
 from dsv3export.graphs.weight_expr import WeightExpr
 from dsv3export.graphs.weight_groups import Group, by_rows, calibrated, leaf_names, of_banks, weight_groups
 from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
@@ -39,7 +39,7 @@ def plan_units(
 
     What is quantised by gptq comes last, in one stage for each call of the main graph: calibration runs along.
     """
-    planned = {weight.name: weight for weight in plan if not weight.reference}
+    planned = {weight.key: weight for weight in plan if not weight.reference}
     at_once: list[WorkUnit] = []
     by_call: dict[int, list[WorkUnit]] = {}
     for group in weight_groups({name: exprs[name] for name in planned}):
@@ -66,11 +66,14 @@ def _units(
     shapes = [weight_shape(leaf, packer.checkpoint) for leaf in leaf_names(chosen[0])]
     gptq = any(map(calibrated, chosen))
     for rows in row_cuts(chosen, shapes, gptq):
-        parts = tuple(_part(planned[name], exprs[name], rows) for name in group)
+        made = [(_part(planned[name], exprs[name], rows), exprs[name]) for name in group]
+        parts = tuple(part for part, _ in made if part is not None)
+        if not parts:
+            continue
         memory = _memory(parts, shapes, rows, gptq)
         if gptq and calibration is not None:
             memory += calibration.bytes_per_matrix
-        yield WorkUnit(parts, memory, partial(_make, packer, chosen, rows))
+        yield WorkUnit(parts, memory, partial(_make, packer, [expr for part, expr in made if part is not None], rows))
 
 
 def _make(packer: Packer, exprs: Sequence[WeightExpr], rows: slice) -> Sequence[Array]:
@@ -99,12 +102,12 @@ def row_cuts(exprs: Sequence[WeightExpr], shapes: Sequence[tuple[int, ...]], gpt
         yield from (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
 
 
-def _part(weight: PlannedWeight, expr: WeightExpr, rows: slice) -> Part:
+def _part(weight: PlannedWeight, expr: WeightExpr, rows: slice) -> Part | None:
+    """What of a weight is made of these rows of its leaves; None where nothing is."""
     if rows == ALL:
         return Part(weight)
-    if expr.packing == FP8_SCALES and not of_banks(expr):
-        return Part(weight, (rows.start // BLOCK, -(-rows.stop // BLOCK)))
-    return Part(weight, (rows.start, rows.stop))
+    found = made_rows(expr, rows)
+    return None if found is None else Part(weight, found)
 
 
 def _memory(parts: Sequence[Part], shapes: Sequence[tuple[int, ...]], rows: slice, gptq: bool) -> int:

@@ -20,6 +20,7 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 Collective = Literal["all_reduce", "gather", "send"]
 COLLECTIVES: tuple[Collective, ...] = get_args(Collective)
 RowOf = Literal["token", "logit"]
+RANK_PREFIX = "rank-"
 _MAX_WORLD = 1 << 16
 
 
@@ -182,7 +183,7 @@ class Parallel:
 
 def rank_folder(rank: int) -> str:
     """The folder of a rank's part, relative to the engine."""
-    return f"rank-{rank:03d}"
+    return f"{RANK_PREFIX}{rank:03d}"
 
 
 def plan_digest(layout: Layout, ranks: Sequence[RankPlan], build_key: str) -> str:

@@ -22,7 +22,8 @@ class PlannedWeight:
 
     `name` is the initializer's name, `dtype` a safetensors dtype name, `sources` the checkpoint tensors it is made
     from and `transform` the name of the packing transform. `reference` are the tensors that, one after the other, are
-    the array byte for byte, when it stays in the checkpoint; none when the build makes it.
+    the array byte for byte, when it stays in the checkpoint; none when the build makes it. `folder` is that of the
+    rank that it belongs to, relative to the engine; empty in an engine that one process runs.
     """
 
     name: str
@@ -31,6 +32,12 @@ class PlannedWeight:
     sources: tuple[str, ...]
     transform: str
     reference: tuple[TensorInfo, ...] = ()
+    folder: str = ""
+
+    @property
+    def key(self) -> str:
+        """Tells it from the weights of the same name that other ranks have."""
+        return f"{self.folder}/{self.name}" if self.folder else self.name
 
     @property
     def nbytes(self) -> int:
@@ -59,6 +66,14 @@ class Shard:
 
 
 def layout_shards(weights: Sequence[PlannedWeight], limit: int = SHARD_BYTES) -> list[Shard]:
+    """The files of each folder: see `_layout_folder`."""
+    folders: dict[str, list[PlannedWeight]] = {}
+    for weight in weights:
+        folders.setdefault(weight.folder, []).append(weight)
+    return [shard for folder, members in folders.items() for shard in _layout_folder(folder, members, limit)]
+
+
+def _layout_folder(folder: str, weights: Sequence[PlannedWeight], limit: int) -> list[Shard]:
     """Fills files of at most `limit` bytes of tensors in the given order; a larger tensor gets a file of its own.
 
     Where a tensor would not be aligned, as the safetensors format allows no gaps between tensors, the widest dtypes
@@ -75,7 +90,8 @@ def layout_shards(weights: Sequence[PlannedWeight], limit: int = SHARD_BYTES) ->
             room = limit
         groups[-1].append(weight)
         room -= weight.nbytes
-    return [_shard(f"weights/model-{i:05d}.safetensors", group) for i, group in enumerate(groups, start=1)]
+    place = f"{folder}/weights" if folder else "weights"
+    return [_shard(f"{place}/model-{i:05d}.safetensors", group) for i, group in enumerate(groups, start=1)]
 
 
 def _shard(file: str, group: list[PlannedWeight]) -> Shard:

@@ -10,11 +10,11 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 
 from dsv3export.engine.journal import JOURNAL_NAME, journal_key
 from dsv3export.engine.manifest import MANIFEST_NAME
+from dsv3export.engine.parallel import RANK_PREFIX
 from dsv3export.engine.resources import resource_errors
 from dsv3export.errors import EngineError, ResourceError
 
@@ -50,7 +50,7 @@ class Staging:
             try:
                 left = journal_key(self.path)
                 self.abandoned = left is not None and left != key
-                _clear(self.path, (JOURNAL_NAME, WEIGHTS_FOLDER) if key and left == key else ())
+                _clear(self.path, keep_weights=bool(key) and left == key)
                 self._recover()
                 check_target(self.target, force)
             except BaseException:
@@ -158,9 +158,10 @@ def _is_ours(partial: Path) -> bool:
     return not names or LOCK_NAME in names
 
 
-def _clear(partial: Path, kept: Collection[str] = ()) -> None:
+def _clear(partial: Path, keep_weights: bool = False) -> None:
     for entry in partial.iterdir():
-        if entry.name == LOCK_NAME or entry.name in kept:
+        kept = entry.name in (JOURNAL_NAME, WEIGHTS_FOLDER) or entry.name.startswith(RANK_PREFIX)
+        if entry.name == LOCK_NAME or (keep_weights and kept):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -51,7 +51,7 @@ class WeightFiles:
                 path = folder / shard.file
                 self._open[shard.file] = path, _create(path, shard)
                 for weight, offset in shard.offsets():
-                    self._places[weight.name] = _Place(*self._open[shard.file], offset)
+                    self._places[weight.key] = _Place(*self._open[shard.file], offset)
         except BaseException:
             self.close()
             raise
@@ -134,7 +134,7 @@ class WeightFiles:
         for part, array in zip(unit.parts, arrays, strict=True):
             if array.shape != part.shape or array.dtype != NUMPY[part.weight.dtype]:
                 raise InternalError(
-                    f"{part.weight.name} was planned as {part.weight.dtype} {part.shape}, "
+                    f"{part.weight.key} was planned as {part.weight.dtype} {part.shape}, "
                     f"made as {array.dtype} {array.shape}"
                 )
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
@@ -163,7 +163,7 @@ class WeightFiles:
         return digest.hexdigest()
 
     def _place(self, part: Part) -> _Place:
-        place = self._places[part.weight.name]
+        place = self._places[part.weight.key]
         return place._replace(offset=place.offset + part.offset)
 
     def _sync(self) -> None:

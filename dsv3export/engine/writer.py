@@ -15,6 +15,7 @@ from dsv3export.engine.file_writer import write_file
 from dsv3export.engine.journal import Journal, journal_key
 from dsv3export.engine.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, Piece, WeightEntry
 from dsv3export.engine.numbered_names import shortened
+from dsv3export.engine.parallel import RANK_PREFIX
 from dsv3export.engine.plan import PlannedWeight, Shard, layout_shards
 from dsv3export.engine.resources import require_free_disk, resource_errors
 from dsv3export.engine.staging import Staging
@@ -111,11 +112,12 @@ class EngineWriter:
             self._files |= files.records(limits, progress)
         for shard in shards:
             for weight, offset in shard.offsets():
-                entries[weight.name] = WeightEntry(
-                    weight.name, weight.dtype, weight.shape, "engine", (Piece(shard.file, offset, weight.nbytes),),
+                file = shard.file.removeprefix(f"{weight.folder}/")
+                entries[weight.key] = WeightEntry(
+                    weight.name, weight.dtype, weight.shape, "engine", (Piece(file, offset, weight.nbytes),),
                     shortened(weight.sources), weight.transform,
                 )  # fmt: skip
-        return [entries[weight.name] for weight in plan]
+        return [entries[weight.key] for weight in plan]
 
     def copy_tokenizer(self, checkpoint: Path) -> list[str]:
         """Copies tokenizer, generation settings, licences and notices; returns the names in the engine."""
@@ -124,9 +126,20 @@ class EngineWriter:
             self._write(name, [data])
         return list(carried)
 
+    def finish_rank(self, folder: str, manifest: Manifest) -> Manifest:
+        """Writes the engine.json of a rank's part, with all that was written below `folder`."""
+        self._write(f"{folder}/{BY_REFERENCE}", [_BY_REFERENCE_TEXT])
+        manifest = self._completed(manifest, f"{folder}/")
+        self._write(f"{folder}/{MANIFEST_NAME}", [manifest.to_json().encode()])
+        return manifest
+
     def finish(self, manifest: Manifest) -> Manifest:
-        """Writes engine.json last and puts the engine in its place. Returns the manifest as written."""
-        self._write(BY_REFERENCE, [_BY_REFERENCE_TEXT])
+        """Writes engine.json last and puts the engine in its place. Returns the manifest as written.
+
+        The parts of an engine for several ranks vouch for their own files: each may be moved alone.
+        """
+        if manifest.parallel is None:
+            self._write(BY_REFERENCE, [_BY_REFERENCE_TEXT])
         manifest = self._completed(manifest)
         self._write(MANIFEST_NAME, [manifest.to_json().encode()])
         self._open_staging.publish()
@@ -164,14 +177,19 @@ class EngineWriter:
             )  # fmt: skip
             if entry.nbytes != weight.nbytes:
                 raise InternalError(f"{weight.name} has {weight.nbytes} bytes and refers to {entry.nbytes}")
-            entries[weight.name] = entry
+            entries[weight.key] = entry
         return entries
 
-    def _completed(self, manifest: Manifest) -> Manifest:
+    def _completed(self, manifest: Manifest, folder: str = "") -> Manifest:
         """Fills in what only the writer knows, and checks that the manifest names only what is there."""
+        written = {
+            name.removeprefix(folder): record
+            for name, record in self._files.items()
+            if (name.startswith(folder) if folder else not name.startswith(RANK_PREFIX))
+        }
         graphs = {graph.file for graph in manifest.graphs.values()}
         owned = manifest.weight_files("engine")
-        if missing := (graphs | owned) - self._files.keys():
+        if missing := (graphs | owned) - written.keys():
             raise InternalError(f"the manifest names files that were not written: {sorted(missing)}")
         checkpoint = manifest.checkpoint
         referenced = manifest.weight_files("checkpoint")
@@ -180,7 +198,7 @@ class EngineWriter:
         folder = Path(checkpoint.path)
         with resource_errors(folder):
             mtimes = {name: os.stat(folder / name).st_mtime_ns for name in sorted(referenced)}
-        files = {name: record for name, record in self._files.items() if name not in graphs}
+        files = {name: record for name, record in written.items() if name not in graphs}
         return replace(manifest, files=files, checkpoint=replace(checkpoint, mtimes_ns=mtimes))
 
 
@@ -190,8 +208,8 @@ def _check_complete(shards: Sequence[Shard], stages: Sequence[Stage]) -> None:
     for stage in stages:
         for unit in stage.units:
             for part in unit.parts:
-                made[part.weight.name] += part.nbytes
-    wanted = {weight.name: weight.nbytes for shard in shards for weight in shard.weights}
+                made[part.weight.key] += part.nbytes
+    wanted = {weight.key: weight.nbytes for shard in shards for weight in shard.weights}
     wrong = sorted(name for name in wanted.keys() | made.keys() if wanted.get(name, 0) != made[name])
     if wrong:
         raise InternalError(f"the units make {made[wrong[0]]} bytes of {wrong[0]}, planned {wanted.get(wrong[0], 0)}")

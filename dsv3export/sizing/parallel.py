@@ -86,9 +86,7 @@ def _check_scheme(cut: _Cut, scheme: Scheme) -> None:
 
 def _within_blocks(size: int, ways: int) -> bool:
     """Whether each part of `size` numbers begins with a block, or lies within one."""
-    return all(
-        begin % FP8_BLOCK == 0 or begin % FP8_BLOCK + size <= FP8_BLOCK for begin in range(0, size * ways, size)
-    )
+    return all(begin % FP8_BLOCK == 0 or begin % FP8_BLOCK + size <= FP8_BLOCK for begin in range(0, size * ways, size))
 
 
 def _refuse(cut: _Cut, size: int, units: str) -> None:

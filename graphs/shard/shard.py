@@ -187,7 +187,7 @@ class _Sharding:
         combined = like(rows)
         ir.convenience.replace_all_uses_with(rows, combined)
         rows.name, rows.shape = f"{name}.rows", ir.Shape(["P", width])
-        combine = self._node("ExpertCombine", [rows, sent[3], x], {}, [combined], node, name)
+        combine = self._node("ExpertCombine", [rows, sent[3], x], {}, [combined], node, f"{name}.combine")
         self._function.insert_after(node, [combine])
         return combined
 
@@ -195,9 +195,8 @@ class _Sharding:
         states = [self._states.get(value) if value is not None else None for value in node.inputs]
         if all(state is None for state in states):
             return
-        if node.op_type == "Add" and states[0] == states[1]:
-            self._pass_on(node, states[0])
-        elif isinstance(states[0], Sum) and node.op_type == "Reshape":
+        added = node.op_type == "Add" and states[0] == states[1]
+        if added or (isinstance(states[0], Sum) and node.op_type == "Reshape"):
             self._pass_on(node, states[0])
         elif isinstance(states[0], Columns) and node.op_type in _COLUMN_RULES:
             _COLUMN_RULES[node.op_type](node, states[0], states[1:])

@@ -98,8 +98,11 @@ def cut_weights(rewriter: KindRewriter, node: ir.Node, axis: Axis, share: Share)
         begin, end = share.of(lengths[array_axis])
         params, size = _slice(storage, begin, end, attributes)
         shape[array_axis] = size
-        packing = "slice_packed" if "bits" in params else SLICE
-        node.replace_input_with(place, rewriter.cut(value, packing, params if "bits" in params else {"axis": array_axis, **params}, shape))
+        if "bits" in params:
+            part = rewriter.cut(value, "slice_packed", params, shape)
+        else:
+            part = rewriter.cut(value, SLICE, {"axis": array_axis, **params}, shape)
+        node.replace_input_with(place, part)
 
 
 def _slice(

@@ -71,6 +71,20 @@ class ThreadCommunicator:
         return self._exchanges[self._layout.group(self._rank, group)].all(self._rank, x)
 
 
+def whole_graphs(checkpoint: Checkpoint, recipe: Recipe) -> dict[Part, GraphWithWeights]:
+    """The quantised graphs of trunk and MTP layer; those of the latest model are kept, as tracing takes a second."""
+    key = checkpoint.path, repr(recipe)
+    if key not in _TRACED:
+        _TRACED.clear()
+        parts: tuple[Part, ...] = ("trunk", "mtp") if checkpoint.config.num_nextn_predict_layers else ("trunk",)
+        embedding = embedding_dtype(checkpoint, recipe)
+        _TRACED[key] = {part: quantised_graph(checkpoint.config, part, recipe, embedding) for part in parts}
+    return _TRACED[key]
+
+
+_TRACED: dict[tuple[Path, str], dict[Part, GraphWithWeights]] = {}
+
+
 class SimulatedRanks:
     """A model cut by a layout; steps as those of a session, logits and hidden states from the last stage's first rank.
 
@@ -83,9 +97,7 @@ class SimulatedRanks:
         opened = Checkpoint.open(checkpoint)
         self.config, self.layout = opened.config, layout
         self.recipe = recipe or Recipe.for_precision("fp32")
-        embedding = embedding_dtype(opened, self.recipe)
-        parts: tuple[Part, ...] = ("trunk", "mtp") if self.config.num_nextn_predict_layers else ("trunk",)
-        wholes = {part: quantised_graph(self.config, part, self.recipe, embedding) for part in parts}
+        wholes = whole_graphs(opened, self.recipe)
         self.stages = stage_layers(self.config, self.recipe, layout)
         self.graphs = [self._graphs(rank, wholes) for rank in range(layout.world)]
         self.weights = [

@@ -7,9 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import onnx_ir as ir
+
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import BackendRecord, Compute, Provider, WeightEntry
+from dsv3export.engine.program import PROGRAM
+from dsv3export.engine.segments import SegmentProgram
 from dsv3export.engine.writer import BY_REFERENCE
 from dsv3export.errors import BackendError, RequestError
 from dsv3export.graphs.backend import BackendOptions, GraphFile, router_dtype
@@ -24,6 +28,7 @@ from dsv3export.graphs.lower.onnxruntime.providers import (
 from dsv3export.graphs.lower.onnxruntime.serialize import Location, serialize
 from dsv3export.graphs.passes.cache_format import narrow_cache
 from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.shard.segments import cut_segments
 from dsv3export.graphs.spec import verify
 from dsv3export.graphs.trace import Part
 from dsv3export.progress import Progress
@@ -36,6 +41,7 @@ class OnnxRuntimeBackend:
     """Builds for one of ONNX Runtime's providers. Raises RequestError for options of other backends."""
 
     takes_mtp = True
+    takes_ranks = True
 
     def __init__(self, options: BackendOptions) -> None:
         if given := [name for name, value in vars(options.tensorrt).items() if value not in (None, ())]:
@@ -63,10 +69,23 @@ class OnnxRuntimeBackend:
     def compile(
         self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, config: ModelConfig, progress: Progress
     ) -> OnnxFiles:
+        return OnnxFiles({part: graph.model for part, graph in graphs.items()}, self._record(graphs, recipe))
+
+    def compile_rank(
+        self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, received: str | None, sent: str | None
+    ) -> OnnxFiles:
+        cuts = {"trunk": cut_segments(graphs["trunk"].model, "segment", received, sent)}
+        if "mtp" in graphs:
+            cuts["mtp"] = cut_segments(graphs["mtp"].model, "mtp-segment")
+        models = {name: model for cut in cuts.values() for name, model in cut.models.items()}
+        program = SegmentProgram({part: cut.part for part, cut in cuts.items()})
+        return OnnxFiles(models, self._record(graphs, recipe), program)
+
+    def _record(self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe) -> BackendRecord:
         compute = self._lowering(recipe)[1]
         opset = graphs["trunk"].model.graph.opset_imports[""]
         providers = providers_with_kernels(self._provider, recipe, compute)
-        return OnnxFiles(graphs, BackendRecord(NAME, _installed_version(), opset, providers, compute))
+        return BackendRecord(NAME, _installed_version(), opset, providers, compute)
 
     def _lowering(self, recipe: Recipe) -> tuple[Lowering, Compute]:
         return lowering_for(self._provider, self._asked, recipe)
@@ -74,17 +93,20 @@ class OnnxRuntimeBackend:
 
 @dataclass(frozen=True)
 class OnnxFiles:
-    """The graphs of an engine; they say where their weights lie."""
+    """The graphs of an engine, or of a rank with the program of its segments; they say where their weights lie."""
 
-    graphs: Mapping[Part, GraphWithWeights]
+    models: Mapping[str, ir.Model]
     record: BackendRecord
+    program: SegmentProgram | None = None
 
     def files(self, entries: Sequence[WeightEntry]) -> Mapping[str, GraphFile]:
         locations = _locations(entries)
-        return {
-            part: GraphFile(f"graph/{part}.onnx", serialize(graph.model, locations))
-            for part, graph in self.graphs.items()
+        files = {
+            name: GraphFile(f"graph/{name}.onnx", serialize(model, locations)) for name, model in self.models.items()
         }
+        if self.program is not None:
+            files[PROGRAM] = GraphFile("graph/program.json", self.program.to_json())
+        return files
 
 
 def _check_activations(recipe: Recipe, provider: Provider) -> None:

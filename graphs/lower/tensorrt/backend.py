@@ -11,7 +11,7 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import BackendRecord, Compute, WeightEntry
 from dsv3export.engine.program import MTP_PROGRAM, PHASES, PROGRAM, Limits, Phase, Program
-from dsv3export.errors import RequestError
+from dsv3export.errors import InternalError, RequestError
 from dsv3export.graphs.backend import BackendOptions, GraphFile, TensorRTOptions, router_dtype
 from dsv3export.graphs.lower.tensorrt.choices import (
     aligned_capacity,
@@ -49,6 +49,7 @@ class TensorRTBackend:
     """
 
     takes_mtp = True
+    takes_ranks = False
 
     def __init__(self, flavour: Flavour, options: BackendOptions) -> None:
         if options.provider != "cpu":
@@ -72,6 +73,11 @@ class TensorRTBackend:
 
     def lower(self, graph: GraphWithWeights, recipe: Recipe, checkpoint: Checkpoint) -> GraphWithWeights:
         return prepare(graph, rows_for(self._flavour), router_dtype(checkpoint, recipe))
+
+    def compile_rank(
+        self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, received: str | None, sent: str | None
+    ) -> KindEngines:
+        raise InternalError("TensorRT's engines are not cut for several ranks")
 
     def compile(
         self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, config: ModelConfig, progress: Progress
