@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-Unit = Literal["bytes", "tensors", "layers", "tokens", "recipes", "ops", "kernels", "steps", "rounds"]
+Unit = Literal["bytes", "tensors", "layers", "tokens", "recipes", "ops", "kernels", "steps", "rounds", "ranks"]
 
 
 class Progress(Protocol):

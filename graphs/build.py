@@ -224,7 +224,8 @@ def _finish(
 
 
 def _disk_bytes(manifest: Manifest) -> int:
-    return sum(record.size for record in (*manifest.graphs.values(), *manifest.files.values()))
+    graphs = sum(graph.size for graph in manifest.graphs.values())
+    return graphs + sum(file.size for file in manifest.files.values())
 
 
 def _check_ranks(

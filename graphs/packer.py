@@ -13,7 +13,7 @@ from dsv3export.graphs.calibration import Calibration, one_thread
 from dsv3export.graphs.fp8_parts import FP8_PARTS, fp8_parts
 from dsv3export.graphs.packing import FLOAT_TYPES, PACKINGS
 from dsv3export.graphs.quantise_weight import INT_PARTS, quantise_weight
-from dsv3export.graphs.row_ranges import first_row
+from dsv3export.graphs.row_ranges import first_row, kept_rows
 from dsv3export.graphs.weight_expr import SLICE, WeightExpr
 
 Array = NDArray[Any]
@@ -60,10 +60,11 @@ class _Evaluation:
         if expr.packing in FP8_PARTS:
             parts = self._once(expr.name, lambda: fp8_parts(expr.name, self._checkpoint, self._rows))
             return parts[expr.packing]
-        if expr.packing == SLICE and (first := dict(expr.params))["axis"] == 0 and self._rows != ALL:
+        kept = kept_rows(expr) if expr.packing == SLICE and self._rows != ALL else None
+        if kept is not None and dict(expr.params)["axis"] == 0:
             (whole,) = expr.inputs
             begin = first_row(whole, self._rows)
-            return self.array(whole)[max(0, first["begin"] - begin) : max(0, first["end"] - begin)]
+            return self.array(whole)[max(0, kept[0] - begin) : max(0, kept[1] - begin)]
         if expr.inputs:
             return PACKINGS[expr.packing]([self.array(each) for each in expr.inputs], dict(expr.params))
         return load_float32(expr.name, self._checkpoint, self._rows).astype(FLOAT_TYPES[expr.packing], copy=False)

@@ -128,7 +128,8 @@ class Traffic:
         """
         if not self.sends:
             return Fraction(0)
-        return self.payload_per_row * (Fraction(2 * (self.ranks - 1), self.ranks) if self.op == "all_reduce" else 1)
+        ring = Fraction(2 * (self.ranks - 1), self.ranks)
+        return self.payload_per_row * (ring if self.op == "all_reduce" else Fraction(1))
 
 
 @dataclass(frozen=True)

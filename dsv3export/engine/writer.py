@@ -180,12 +180,12 @@ class EngineWriter:
             entries[weight.key] = entry
         return entries
 
-    def _completed(self, manifest: Manifest, folder: str = "") -> Manifest:
+    def _completed(self, manifest: Manifest, part: str = "") -> Manifest:
         """Fills in what only the writer knows, and checks that the manifest names only what is there."""
         written = {
-            name.removeprefix(folder): record
+            name.removeprefix(part): record
             for name, record in self._files.items()
-            if (name.startswith(folder) if folder else not name.startswith(RANK_PREFIX))
+            if (name.startswith(part) if part else not name.startswith(RANK_PREFIX))
         }
         graphs = {graph.file for graph in manifest.graphs.values()}
         owned = manifest.weight_files("engine")

@@ -168,7 +168,7 @@ class _Sharding:
         first, end = share.of(int(dims_of(_given(node.inputs[3]))[0]))
         name = str(rows.name)
         width = dims_of(x)[1]
-        parts = {
+        parts: dict[str, tuple[ir.Value, list[int | str]]] = {
             "rows": (x, ["P", width]),
             "row_ids": (ids, ["P", 1]),
             "row_weights": (weights, ["P", 1]),
