@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -48,7 +49,9 @@ class TritonKernels:
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"
         self.label = f"kernels on {where}, {activations}"
         self.device, self.dtype = device, DTYPES[activations]
-        self.ops = OpKernels(TorchCall(run, target, tuning.tile_index, poison=False), processors, tuning)
+        self.ops = OpKernels(
+            TorchCall(run, target, partial(tuning.tile_index, target=target), poison=False), processors, tuning
+        )
         self._copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._constants: dict[tuple[torch.dtype, tuple[int, ...], bytes], Tensor] = {}
 

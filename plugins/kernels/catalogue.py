@@ -8,9 +8,15 @@ from dataclasses import dataclass, field
 from dsv3export.plugins.kernels.checks import Check
 from dsv3export.plugins.kernels.plugin import Attribute, Attributes, Build, Plugin, TensorType
 from dsv3export.plugins.latent_append import checks as latent_append_checks
-from dsv3export.plugins.latent_append.tensorrt import LATENT_APPEND
+from dsv3export.plugins.latent_append.tensorrt import PLUGINS as LATENT_APPENDERS
 from dsv3export.plugins.linear_fp8_block import checks as linear_fp8_block_checks
-from dsv3export.plugins.linear_fp8_block.tensorrt import FP8_BLOCK_GEMM, FP8_WEIGHT_GEMM, QUANTISE_ACTIVATIONS
+from dsv3export.plugins.linear_fp8_block.tensorrt import (
+    FP8_BLOCK_GEMM,
+    FP8_WEIGHT_GEMM,
+    NORM_QUANTISE,
+    QUANTISE_ACTIVATIONS,
+    SWIGLU_QUANTISE,
+)
 from dsv3export.plugins.linear_int import checks as linear_int_checks
 from dsv3export.plugins.linear_int.tensorrt import LINEAR_INT, LINEAR_INT_ZERO, SUM_PARTS
 from dsv3export.plugins.mla_attention import checks as mla_attention_checks
@@ -26,12 +32,14 @@ PLUGINS: dict[str, Plugin] = {
     plugin.name: plugin
     for plugin in (
         QUANTISE_ACTIVATIONS,
+        NORM_QUANTISE,
+        SWIGLU_QUANTISE,
         FP8_BLOCK_GEMM,
         FP8_WEIGHT_GEMM,
         LINEAR_INT,
         LINEAR_INT_ZERO,
         SUM_PARTS,
-        LATENT_APPEND,
+        *LATENT_APPENDERS,
         MLA_SPLIT,
         MLA_SPLIT_FP8,
         MLA_COMBINE,
@@ -100,6 +108,8 @@ def _integers(bits: int, activations: str = "none") -> dict[str, int | str]:
 def _linear_uses() -> Iterator[Use]:
     columns = 2112  # q_a_proj and kv_a_proj in one
     yield Use("QuantiseActivations", (_x(_HIDDEN),))
+    yield Use("NormQuantise", (_x(_HIDDEN), TensorType("BF16", (_HIDDEN,))), {"eps": 1e-6})
+    yield Use("SwigluQuantise", (_x(_WIDTH), _x(_WIDTH)))
     eighth = _x(_HIDDEN, "F8_E4M3")
     yield Use("Fp8BlockGemm", (eighth, _scales(eighth), *_fp8(columns, _HIDDEN)), {"dtype": "BF16", "parts": 1})
     yield Use("Fp8WeightGemm", (_x(_HIDDEN), *_fp8(columns, _HIDDEN)), {"parts": 1})
@@ -117,6 +127,14 @@ def _attention_uses() -> Iterator[Use]:
     side = TensorType("BF16", (_TOKENS, 1, _CAPACITY, _ROPE + _LATENT // 128))
     new = [TensorType("BF16", (_TOKENS, 1, width)) for width in (_LATENT, _ROPE)]
     yield Use("LatentAppend", (cache, *new, start))
+    yield Use("LatentAppendFp8", (eighth, side, *new, start))
+    projected = (
+        TensorType("BF16", (_TOKENS, 1, _LATENT + _ROPE)),
+        TensorType("BF16", (_LATENT,)),
+        *(TensorType("F32", (_TOKENS, 1, _ROPE // 2)) for _ in range(2)),
+    )
+    yield Use("LatentAppendNormed", (cache, *projected, start), {"eps": 1e-6})
+    yield Use("LatentAppendNormedFp8", (eighth, side, *projected, start), {"eps": 1e-6})
     for heads in (16, _HEADS):
         q, q_pe = (TensorType("BF16", (_TOKENS, 1, heads, width)) for width in (_LATENT, _ROPE))
         yield Use("MlaSplit", (q, q_pe, cache, start), {"scale": 0.1352, "parts": 8})

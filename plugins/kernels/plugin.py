@@ -113,6 +113,31 @@ class Launcher(Protocol):
     ) -> Launch: ...
 
 
+class Preference(Protocol):
+    """The place of the tile that suits these inputs on a device of compute capability `target`."""
+
+    def __call__(self, inputs: Sequence[TensorType], attributes: Attributes, target: int, /) -> int: ...
+
+
+def _first(inputs: Sequence[TensorType], attributes: Attributes, target: int, /) -> int:
+    return 0
+
+
+def by_rows(most: Mapping[int, int], rest: int) -> Preference:
+    """Prefers by the rows of the first input: `most` has limit -> place of a tile, ascending; `rest` is for more."""
+
+    def preferred(inputs: Sequence[TensorType], attributes: Attributes, target: int, /) -> int:
+        rows = known(product(inputs[0].shape[:-1]))
+        return next((place for limit, place in most.items() if rows <= limit), rest)
+
+    return preferred
+
+
+def roomy(target: int) -> bool:
+    """Whether a block may have 227 KB of shared memory: the data centre's devices from Hopper on."""
+    return 90 <= target < 110
+
+
 @dataclass(frozen=True)
 class Plugin:
     """A plugin of TensorRT: one kernel and the rules of its tensors.
@@ -128,6 +153,7 @@ class Plugin:
         tiles: The tactics; the first is the default.
         aliases: Output -> input for an output that is an input, updated in place.
         least: The lowest compute capability that has the instructions it needs, e.g. 89.
+        prefer: Which tile suits given inputs on a device of a compute capability, where nothing was measured.
     """
 
     name: str
@@ -140,6 +166,7 @@ class Plugin:
     tiles: tuple[Tile, ...] = (Tile(1),)
     aliases: tuple[tuple[int, int], ...] = ()
     least: int = 80
+    prefer: Preference = _first
 
 
 T = TypeVar("T")

@@ -57,6 +57,19 @@ def known(size: Size) -> int:
     return size
 
 
+def parts_for(rows: int, columns: int, inner: int, processors: int) -> int:
+    """Into how many parts a product of few rows shares out K, so that every processor has two programs.
+
+    A part keeps eight blocks of 128, since what it saves must pay for adding it up; many rows fill a device by
+    themselves.
+    """
+    if rows > 64:
+        return 1
+    programs = -(-columns // 128)
+    wanted = min(-(-2 * processors // programs), inner // (8 * 128))
+    return 1 << max(wanted.bit_length() - 1, 0)
+
+
 def power_of_two(size: int, least: int = 1) -> int:
     """The smallest power of two that is neither below `size` nor below `least`."""
     return max(least, 1 << max(size - 1, 0).bit_length())

@@ -69,8 +69,12 @@ class Tuning:
     tiles: tuple[TunedTile, ...] = ()
     choices: tuple[TunedChoice, ...] = ()
 
-    def tile_index(self, plugin: Plugin, inputs: Sequence[TensorType], attributes: Attributes) -> int:
-        """Which of a plugin's tiles to take; one that the plugin no longer has does not count."""
+    def tile_index(self, plugin: Plugin, inputs: Sequence[TensorType], attributes: Attributes, target: int = 90) -> int:
+        """Which of a plugin's tiles to take; one that the plugin no longer has does not count.
+
+        Args:
+            target: The device's compute capability, for the plugin's own preference.
+        """
         shapes, given = shapes_of(inputs), _key(attributes)
         near = [
             (apart, plugin.tiles.index(entry.tile))
@@ -78,7 +82,7 @@ class Tuning:
             if entry.plugin == plugin.name and entry.attributes == given and entry.tile in plugin.tiles
             if (apart := _shapes_apart(entry.inputs, shapes)) is not None
         ]
-        return min(near)[1] if near else preferred(plugin, inputs, attributes)
+        return min(near)[1] if near else plugin.prefer(inputs, attributes, target)
 
     def choice(self, op: str, sizes: Mapping[str, int], default: int) -> int:
         """The best value for an op at these sizes, or `default` where nothing near was measured."""
@@ -145,11 +149,6 @@ def write_tuning(tuning: Tuning, directory: Path = DIRECTORY) -> Path:
     partial.replace(path)
     _read.cache_clear()
     return path
-
-
-def preferred(plugin: Plugin, inputs: Sequence[TensorType], attributes: Attributes) -> int:
-    """The tile that a plugin prefers where nothing was measured."""
-    return 0
 
 
 def shapes_of(inputs: Sequence[TensorType]) -> Shapes:

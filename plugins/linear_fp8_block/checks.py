@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dsv3export.plugins.kernels.calls import DTYPES
@@ -10,7 +11,12 @@ from dsv3export.plugins.kernels.plugin import Call
 from dsv3export.plugins.kernels.samples import Samples
 from dsv3export.plugins.kernels.stored import NATIVE_E4M3
 from dsv3export.plugins.linear_fp8_block.matmul import fp8_matmul, quantise_activations
-from dsv3export.plugins.linear_fp8_block.tensorrt import QUANTISE_ACTIVATIONS, linear_fp8_block
+from dsv3export.plugins.linear_fp8_block.tensorrt import (
+    NORM_QUANTISE,
+    QUANTISE_ACTIVATIONS,
+    SWIGLU_QUANTISE,
+    linear_fp8_block,
+)
 
 _SHAPES = ((1, 127, 127), (3, 128, 128), (2, 129, 129), (1, 256, 160), (17, 300, 200), (70, 64, 130))
 
@@ -39,11 +45,41 @@ def _quantise(name: str, rows: int, inner: int, size: float) -> Check:
     return Check("QuantiseActivations", name, compare, least=NATIVE_E4M3, exact=True)
 
 
+def _fused(name: str, rows: int, inner: int) -> tuple[Check, Check]:
+    """The rounding fused with what comes before it; a sum in another order may tip a number over an edge."""
+
+    def normed(call: Call[Tensor], dtype: str) -> Pairs:
+        random = Samples(name)
+        x, norm = random.normal(rows, inner, scale=3.0).to(DTYPES[dtype]), random.uniform(0.5, 2.0, inner)
+        norm = norm.to(DTYPES[dtype])
+        result = call(NORM_QUANTISE, (x, norm), eps=1e-6)
+        exact = torch.nn.functional.rms_norm(x.float(), (inner,), norm.float(), 1e-6)
+        return [(_widened(*result), _widened(*quantise_activations(exact)))]
+
+    def gated(call: Call[Tensor], dtype: str) -> Pairs:
+        random = Samples(name)
+        gate, up = (random.normal(rows, inner, scale=2.0).to(DTYPES[dtype]) for _ in range(2))
+        result = call(SWIGLU_QUANTISE, (gate, up))
+        exact = torch.nn.functional.silu(gate.float()) * up.float()
+        return [(_widened(*result), _widened(*quantise_activations(exact)))]
+
+    return (
+        Check("QuantiseActivations", f"after a norm, {name}", normed, ("BF16", "F16"), NATIVE_E4M3, slack=4.0),
+        Check("QuantiseActivations", f"after SwiGLU, {name}", gated, ("BF16", "F16"), NATIVE_E4M3, slack=4.0),
+    )
+
+
+def _widened(values: Tensor, scale: Tensor) -> Tensor:
+    return values.float() * scale.repeat_interleave(128, dim=-1)[..., : values.shape[-1]]
+
+
 CHECKS = (
     _quantise("one row", 1, 128, 1.0),
     _quantise("cut group", 3, 129, 1.0),
     _quantise("more rows than a program takes", 37, 300, 1e-3),
     _quantise("large", 2, 127, 1e4),
+    *_fused("one row", 1, 128),
+    *_fused("cut group, more rows than a program takes", 19, 300),
     *(
         _linear(f"{rows} x {inner} x {columns}, activations {activations}", (rows, inner, columns), activations)
         for rows, inner, columns in _SHAPES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from dsv3export.plugins.kernels.plugin import (
     ACTIVATIONS,
@@ -16,30 +17,44 @@ from dsv3export.plugins.kernels.plugin import (
     TensorType,
     Tile,
     arguments,
+    by_rows,
     matrix,
 )
-from dsv3export.plugins.kernels.sizes import ceil_div, known
+from dsv3export.plugins.kernels.sizes import ceil_div, known, power_of_two
 from dsv3export.plugins.kernels.stored import NATIVE_E4M3, Stored, swapped, weight_ports
 from dsv3export.plugins.linear_fp8_block.matmul import BLOCK
-from dsv3export.plugins.linear_int.tensorrt import WEIGHT_TILES, in_parts, projected, summed, weight_only_gemm
+from dsv3export.plugins.linear_int.tensorrt import (
+    WEIGHT_PREFERENCE,
+    WEIGHT_TILES,
+    in_parts,
+    projected,
+    summed,
+    weight_only_gemm,
+)
 
 _KERNELS = "dsv3export.plugins.linear_fp8_block.kernel"
 
 
 def _quantised(inputs: Sequence[TensorType], _: Attributes) -> tuple[TensorType, ...]:
-    (x,) = inputs
+    x = inputs[0]
     values = TensorType("F8_E4M3", x.shape)
     return values, TensorType("F32", (*x.shape[:-1], ceil_div(x.shape[-1], BLOCK)))
 
 
 def _quantise(
-    inputs: Sequence[TensorType], outputs: Sequence[TensorType], _: Attributes, tile: Tile, target: int
+    kernel: str,
+    names: Sequence[str],
+    inputs: Sequence[TensorType],
+    outputs: Sequence[TensorType],
+    _: Attributes,
+    tile: Tile,
+    target: int,
 ) -> Launch:
     rows, width = matrix(inputs[0])
     values, scale = outputs
     build = Build(
-        f"{_KERNELS}:quantise_activations",
-        arguments({"x": inputs[0]}, ("rows",), {"values": values, "scale": scale}),
+        f"{_KERNELS}:{kernel}",
+        arguments(dict(zip(names, inputs, strict=True)), ("rows",), {"values": values, "scale": scale}),
         (("K", width), ("ROWS", tile.rows)),
         tile.warps,
         tile.stages,
@@ -53,8 +68,52 @@ QUANTISE_ACTIVATIONS = Plugin(
     inputs=(Port("x", ACTIVATIONS),),
     results=("values", "scale"),
     outputs=_quantised,
-    launch=_quantise,
+    launch=partial(_quantise, "quantise_activations", ("x",)),
     tiles=(Tile(16, stages=1), Tile(4, warps=2, stages=1)),
+    least=NATIVE_E4M3,
+)
+
+SWIGLU_QUANTISE = Plugin(
+    name="SwigluQuantise",
+    doc="silu(gate) * up, both [..., K], as QuantiseActivations gives it.",
+    inputs=(Port("gate", ACTIVATIONS), Port("up", ACTIVATIONS)),
+    results=("values", "scale"),
+    outputs=_quantised,
+    launch=partial(_quantise, "swiglu_quantise", ("gate", "up")),
+    tiles=(Tile(16, stages=1), Tile(4, warps=2, stages=1)),
+    least=NATIVE_E4M3,
+)
+
+
+def _norm_quantise(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attributes: Attributes, tile: Tile, target: int
+) -> Launch:
+    x, norm = inputs
+    rows, width = matrix(x)
+    values, scale = outputs
+    build = Build(
+        f"{_KERNELS}:norm_quantise",
+        arguments({"x": x, "norm": norm}, (), {"values": values, "scale": scale}),
+        (
+            ("K", width),
+            ("EPS", float(attributes["eps"])),
+            ("GROUPS_PADDED", power_of_two(known(ceil_div(width, BLOCK)))),
+        ),
+        tile.warps,
+        tile.stages,
+    )
+    return Launch(build, (rows, 1, 1))
+
+
+NORM_QUANTISE = Plugin(
+    name="NormQuantise",
+    doc="x [..., K], normalised by its root mean square with weights norm [K], as QuantiseActivations gives it.",
+    inputs=(Port("x", ACTIVATIONS), Port("norm", ACTIVATIONS)),
+    attributes=(("eps", float),),
+    results=("values", "scale"),
+    outputs=_quantised,
+    launch=_norm_quantise,
+    tiles=(Tile(1, warps=8, stages=1), Tile(1, warps=4, stages=1)),
     least=NATIVE_E4M3,
 )
 
@@ -109,6 +168,7 @@ FP8_BLOCK_GEMM = Plugin(
         Tile(128, 128, warps=8, stages=3),
     ),
     least=NATIVE_E4M3,
+    prefer=by_rows({16: 0, 32: 2, 64: 3}, 4),
 )
 
 
@@ -128,6 +188,7 @@ FP8_WEIGHT_GEMM = Plugin(
     outputs=projected,
     launch=_fp8_weight_gemm,
     tiles=(*WEIGHT_TILES, Tile(128, 128, 64, warps=8, stages=3)),
+    prefer=WEIGHT_PREFERENCE,
 )
 
 

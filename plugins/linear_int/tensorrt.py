@@ -18,6 +18,7 @@ from dsv3export.plugins.kernels.plugin import (
     TensorType,
     Tile,
     arguments,
+    by_rows,
     matrix,
     same_type,
 )
@@ -31,6 +32,7 @@ WEIGHT_TILES = (
     Tile(64, 128, 64, warps=8),
 )
 """For products with stored weights: few rows, then many."""
+WEIGHT_PREFERENCE = by_rows({32: 1}, 3)
 
 
 def in_parts(whole: TensorType, attributes: Attributes) -> TensorType:
@@ -91,6 +93,7 @@ def _linear_int(name: str, zero: bool) -> Plugin:
         outputs=projected,
         launch=partial(_gemm, ("x", *(port.name for port in weights))),
         tiles=WEIGHT_TILES,
+        prefer=WEIGHT_PREFERENCE,
     )
 
 

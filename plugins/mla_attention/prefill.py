@@ -15,6 +15,7 @@ from dsv3export.plugins.kernels.plugin import (
     TensorType,
     Tile,
     arguments,
+    roomy,
 )
 from dsv3export.plugins.kernels.sizes import ceil_div, known, power_of_two
 
@@ -60,6 +61,10 @@ def _prefill(
     return Launch(build, (ceil_div(queries, tile.rows), heads, slots), (queries, kv.shape[1], cache.shape[-2]))
 
 
+def _preferred(inputs: Sequence[TensorType], _: Attributes, target: int) -> int:
+    return 2 if roomy(target) and inputs[0].dtype != "F32" else 0
+
+
 MLA_PREFILL = Plugin(
     name="MlaPrefill",
     doc="q_nope [B, S, H, Dn], q_pe [B, S, H, Dr] over kv [B, L, H, Dn+Dv], the first L = max(start) + S latents "
@@ -76,4 +81,5 @@ MLA_PREFILL = Plugin(
     outputs=_outputs,
     launch=_prefill,
     tiles=(Tile(64, 32, stages=1), Tile(64, 64, stages=2), Tile(128, 64, warps=8), Tile(128, 128, warps=8)),
+    prefer=_preferred,
 )

@@ -22,6 +22,7 @@ from dsv3export.plugins.kernels.plugin import (
     TensorType,
     Tile,
     arguments,
+    roomy,
 )
 from dsv3export.plugins.kernels.sizes import ceil_div, known, power_of_two, product
 from dsv3export.plugins.kernels.stored import NATIVE_E4M3, absent
@@ -82,6 +83,15 @@ def _split_fp8(
     return _split(inputs, outputs, attributes, tile, target)
 
 
+def _preferred(inputs: Sequence[TensorType], _: Attributes, target: int) -> int:
+    """The widest tile that the heads fill, where shared memory and wgmma suit it: the last two; else the second."""
+    if inputs[0].dtype == "F32":
+        return 0
+    queries, heads = (known(size) for size in inputs[0].shape[1:3])
+    last = len(MLA_SPLIT.tiles if len(inputs) == len(MLA_SPLIT.inputs) else MLA_SPLIT_FP8.tiles) - 1
+    return (last if queries * heads >= _LONG_SIDE else last - 1) if roomy(target) else 1
+
+
 _QUERIES = (Port("q", ACTIVATIONS), Port("q_pe", ACTIVATIONS))
 _START = Port("start", ("I64", "I32"))
 _PARTS = "in parts of the sequence: float32 [B, S, H, parts, Dc], and the base-2 logarithm of each part's sum."
@@ -95,6 +105,7 @@ MLA_SPLIT = Plugin(
     outputs=_split_outputs,
     launch=_split,
     tiles=(Tile(16, 16), Tile(16, 16, warps=8), Tile(16, 64, warps=8), Tile(64, 64, warps=8)),
+    prefer=_preferred,
 )
 
 MLA_SPLIT_FP8 = Plugin(
@@ -106,6 +117,7 @@ MLA_SPLIT_FP8 = Plugin(
     outputs=_split_outputs,
     launch=_split_fp8,
     tiles=(Tile(16, 16), Tile(16, 32, warps=8), Tile(64, 32, warps=8)),
+    prefer=_preferred,
 )
 
 

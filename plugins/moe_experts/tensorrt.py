@@ -32,6 +32,11 @@ _IDS_AT_A_TIME = 1024
 _TILES = (Tile(1, 64, stages=3), Tile(1, 64, 64), Tile(1, 128, 64, warps=8))
 
 
+def _preferred(format_: str, _: Sequence[TensorType], attributes: Attributes, __: int) -> int:
+    """Half the depth where three stages of plain numbers would not fit everywhere."""
+    return int(format_ == "plain" and int(attributes["block"]) > FEW)
+
+
 def _ordered(inputs: Sequence[TensorType], attributes: Attributes) -> tuple[TensorType, ...]:
     """Each expert that is chosen fills up at most block - 1 rows; no more are chosen than there are choices."""
     tokens, choices = inputs[0].shape
@@ -168,6 +173,7 @@ def _plugins(suffix: str, format_: str, zero: bool = False) -> tuple[Plugin, Plu
             outputs=partial(_hidden, format_),
             launch=partial(_product, format_, "moe_gate_up", gate_up, first_names),
             tiles=_TILES,
+            prefer=partial(_preferred, format_),
             least=least,
         ),
         Plugin(
@@ -179,6 +185,7 @@ def _plugins(suffix: str, format_: str, zero: bool = False) -> tuple[Plugin, Plu
             outputs=partial(_each, format_),
             launch=partial(_product, format_, "moe_down", down, second_names),
             tiles=_TILES,
+            prefer=partial(_preferred, format_),
             least=least,
         ),
     )

@@ -82,9 +82,20 @@ def _expert_uses(
     )
 
 
+_FP8_CACHE: list[tuple[str, Shape]] = [("F8_E4M3", ("B", 1, 300, 32)), ("BF16", ("B", 1, 300, 18))]
+_START: tuple[str, Shape] = ("I64", ("B",))
+
+
+def _projected(latent: int, rope: int) -> list[tuple[str, Shape]]:
+    angles: tuple[str, Shape] = ("F32", ("B", "S", rope // 2))
+    return [("BF16", ("B", "S", latent + rope)), ("BF16", (latent,)), angles, angles]
+
+
 USES = (
     PluginUse("QuantiseActivations", [("BF16", ("B", "S", 300))], _BATCHES),
     PluginUse("QuantiseActivations", [("F16", ("B", 128))], _BATCHES),
+    PluginUse("NormQuantise", [("BF16", ("B", "S", 300)), ("BF16", (300,))], _BATCHES, {"eps": 1e-6}),
+    PluginUse("SwigluQuantise", [("BF16", ("B", "S", 300)), ("BF16", ("B", "S", 300))], _BATCHES),
     PluginUse(
         "Fp8BlockGemm",
         [("F8_E4M3", ("B", "S", 300)), ("F32", ("B", "S", 3)), ("F8_E4M3", (130, 300)), ("F32", (2, 3))],
@@ -102,6 +113,11 @@ USES = (
         [("BF16", ("B", 1, 300, 40)), ("BF16", ("B", "S", 24)), ("BF16", ("B", "S", 16)), ("I64", ("B",))],
         _BATCHES,
     ),
+    PluginUse("LatentAppendFp8", [*_FP8_CACHE, ("BF16", ("B", "S", 32)), ("BF16", ("B", "S", 16)), _START], _BATCHES),
+    PluginUse(
+        "LatentAppendNormed", [("BF16", ("B", 1, 300, 40)), *_projected(24, 16), _START], _BATCHES, {"eps": 1e-6}
+    ),
+    PluginUse("LatentAppendNormedFp8", [*_FP8_CACHE, *_projected(32, 16), _START], _BATCHES, {"eps": 1e-6}),
     PluginUse(
         "MlaSplit",
         [("BF16", ("B", "S", 4, 24)), ("BF16", ("B", "S", 4, 16)), ("BF16", ("B", 1, 300, 40)), ("I64", ("B",))],

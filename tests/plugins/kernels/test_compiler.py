@@ -13,8 +13,10 @@ from dsv3export.plugins.kernels import cache
 from dsv3export.plugins.kernels.cache import compile_all, compiled, key_of
 from dsv3export.plugins.kernels.catalogue import PLUGINS, USES, builds
 from dsv3export.plugins.kernels.compiler import TARGETS
+from dsv3export.plugins.kernels.plugin import TensorType, Tile
 from dsv3export.plugins.kernels.ptx import entry_with, matrix_instructions, parameter_types
 from dsv3export.plugins.kernels.quick_plugin import SHARED_LIMIT
+from dsv3export.plugins.kernels.sizes import parts_for
 
 pytest.importorskip("triton")
 
@@ -115,6 +117,27 @@ def test_narrow_weights_become_floats_without_conversions(bits: int) -> None:
     kernel = compiled(next(builds(use, 90)), 90)
     assert not re.findall(r"cvt\.rn\.(?:bf16|f32)\.[su]\d+", kernel.ptx)
     assert re.search(r"cp\.async\.cg\.shared\.global.* 0x10,", kernel.ptx)
+
+
+def test_preferred_tiles_follow_the_rows_and_the_device() -> None:
+    def prefers(plugin: str, target: int, *shape: int, dtype: str = "BF16") -> Tile:
+        use = next(use for use in USES if use.plugin == plugin)
+        inputs = [TensorType(dtype, shape), *use.inputs[1:]]
+        return PLUGINS[plugin].tiles[PLUGINS[plugin].prefer(inputs, use.attributes, target)]
+
+    by_rows = [prefers("Fp8BlockGemm", 90, rows, 7168, dtype="F8_E4M3").rows for rows in (1, 17, 64, 65)]
+    assert by_rows == [16, 32, 64, 64]
+    assert [prefers("LinearInt", 90, rows, 7168).rows for rows in (1, 4096)] == [16, 64]
+    assert [prefers("MlaSplit", 90, 8, 1, heads, 512).rows for heads in (16, 128)] == [16, 64]
+    assert prefers("MlaSplit", 120, 8, 1, 128, 512).columns == 16
+    assert prefers("MlaSplit", 90, 8, 1, 128, 512, dtype="F32").columns == 16
+
+
+def test_few_programs_share_out_k() -> None:
+    """DeepSeek-V3's projections on an H100's 132 processors."""
+    shapes = ((2112, 7168), (24576, 1536), (7168, 16384), (4096, 7168))
+    assert [parts_for(8, *shape, 132) for shape in shapes] == [4, 1, 4, 4]
+    assert parts_for(65, 2112, 7168, 132) == parts_for(1, 128, 512, 132) == 1
 
 
 def test_each_plugin_has_a_use() -> None:

@@ -46,8 +46,11 @@ def test_a_network_with_plugins_is_the_op(op: str, compute: str, outcomes: list[
         assert max(row["distances"]) <= (ROUNDED_ACTIVATIONS if is_rounded else TOLERANCES[compute]), row
 
 
-# TensorRT's prefill is native, as is its cache in one precision; its linears have K in one part.
-ELSEWHERE = {"MlaPrefill", "MlaSplitFp8", "SumParts"}
+# TensorRT's prefill is native, its cache has one precision, its linears have K in one part, its norms are its own.
+ELSEWHERE = {
+    *("MlaPrefill", "MlaSplitFp8", "SumParts", "NormQuantise", "SwigluQuantise"),
+    *("LatentAppendFp8", "LatentAppendNormed", "LatentAppendNormedFp8"),
+}
 
 
 def test_every_plugin_is_in_some_network(outcomes: list[dict[str, Any]]) -> None:
