@@ -21,12 +21,14 @@ def load_engine(
     """`Engine.load`, with a bar for weights that go to a GPU.
 
     That another provider than the preferred one is taken becomes a line on stderr.
+    The other ranks of an engine of several are told when the command ends, however it does.
     """
     from dsv3export.runtime.engine import Engine
 
     with progress_on_stderr(quiet) as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         engine = Engine.load(path, threads, provider=provider, progress=progress, **settings)
+    click.get_current_context().call_on_close(engine.close)
     for warning in caught:
         click.echo(f"dsv3export: {warning.message}", err=True)
     return engine

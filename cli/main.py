@@ -90,7 +90,7 @@ def main() -> NoReturn:
 
 def call(argv: Sequence[str]) -> int:
     """Runs one command line, without the program's name, and returns the exit code (see `failures`); never raises."""
-    invocation = Invocation()
+    invocation = Invocation(arguments=tuple(argv))
     _speak_utf8()
     with _sigterm_unwinds():
         return exit_code_of(lambda: _invoke(list(argv), invocation), invocation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,9 +16,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass
 class Invocation:
-    """State of one call of the program, shared by the group, the commands and the error report."""
+    """State of one call of the program, shared by the group, the commands and the error report.
+
+    `arguments` is the command line, without the program's name.
+    """
 
     verbose: bool = False
+    arguments: Sequence[str] = ()
 
 
 def _remember_verbose(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:

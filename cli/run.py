@@ -21,6 +21,7 @@ from dsv3export.cli.options import (
     verbose_option,
 )
 from dsv3export.cli.prompt import read_prompt
+from dsv3export.cli.launch import ranks_options, take_place
 from dsv3export.cli.tables import bytes_text, print_json
 from dsv3export.cli.transcript import Stats, Transcript
 from dsv3export.errors import RequestError
@@ -37,6 +38,7 @@ EXAMPLES = (
     'dsv3export run tiny.engine --interactive --system "Be brief."',
     "dsv3export run tiny.engine --input-file prompts.jsonl -o answers.jsonl --batch 32",
     'dsv3export run cuda.engine --prompt "And it came to pass" --provider cuda',
+    'dsv3export run tp2.engine --nproc 2 --prompt "And it came to pass"',
 )
 
 
@@ -73,13 +75,14 @@ EXAMPLES = (
 @provider_option
 @speculate_option
 @prefix_cache_option
+@ranks_options
 @click.option("--stats", is_flag=True, help="Say times and rates on stderr at the end.")
 @json_option("Print one line of JSON when all is done, instead of streaming.")
 @verbose_option
 def command(
     engine: Path, prompt: str | None, prompt_ids: str | None, interactive: bool, system: str | None,
     input_file: Path | None, output: Path | None, batch: int, threads: int | None, provider: Choice, speculate: int,
-    prefix_cache: int | None, stats: bool, as_json: bool, **how: Any,
+    prefix_cache: int | None, nproc: int | None, fault_timeout: float, stats: bool, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Generate text with ENGINE, the directory that `build` wrote: for a prompt, in a conversation, for a file.
 
@@ -88,14 +91,23 @@ def command(
     from dsv3export.runtime.sampling import SamplingParams
 
     _check_modes(interactive, system, input_file, output, as_json, prompt is not None or prompt_ids is not None)
-    single = not interactive and input_file is None
-    tokens = read_prompt(prompt, prompt_ids) if single else ""
     # Checked by the engine too, but a mistake here should not cost the time that loading takes.
     SamplingParams(how["temperature"], how["top_k"], how["top_p"], how["min_p"], how["seed"])
+    take_place(engine, nproc, fault_timeout, threads)
+    single = not interactive and input_file is None
+    tokens = read_prompt(prompt, prompt_ids) if single else ""
     started = time.perf_counter()
     # A single prompt has nothing before it to begin as.
     kept = 0 if single else prefix_cache
-    loaded = load_engine(engine, threads, provider, max_batch=batch, speculate=speculate, prefix_cache=kept)
+    loaded = load_engine(
+        engine,
+        threads,
+        provider,
+        max_batch=batch,
+        speculate=speculate,
+        prefix_cache=kept,
+        fault_timeout=fault_timeout,
+    )
     load_seconds = time.perf_counter() - started
     if interactive:
         _talk(loaded, system, how, load_seconds if stats else None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.tokenizer_files import TOKENIZER_FOLDER
 from dsv3export.engine.typed_json import read_json
-from dsv3export.errors import BackendError, RequestError
+from dsv3export.errors import BackendError, EngineError, RequestError
 from dsv3export.runtime.batching.batcher import Batcher
 from dsv3export.runtime.batching.prefix_cache import prefix_cache_for
 from dsv3export.runtime.batching.run import longest, run_requests
@@ -29,7 +29,7 @@ from dsv3export.runtime.generation import (
 from dsv3export.runtime.providers import Choice, check_choice, open_provider
 from dsv3export.runtime.request_maker import Prompt, RequestMaker, TokenIds
 from dsv3export.runtime.requests import Limits
-from dsv3export.runtime.session import BoundedSession, Logits, Session
+from dsv3export.runtime.session import BoundedSession, ClosableSession, Logits, Session
 from dsv3export.runtime.tensorrt_module import FLAVOURS
 from dsv3export.runtime.tokenizer import Tokenizer
 
@@ -106,6 +106,7 @@ class Engine:
         prefix_cache: int | None = 0,
         speculate: int = 0,
         progress: Progress | None = None,
+        fault_timeout: float = 30.0,
     ) -> Engine:
         """Opens and checks an engine directory and loads it into its backend.
 
@@ -117,17 +118,28 @@ class Engine:
             verify: "full" hashes every weights file, "auto" only those whose modification time has changed.
             max_batch, capacity, prefill_chunk, prefix_cache, speculate: See `Engine`.
             progress: Told of the bytes of weights that go to a GPU's memory.
+            fault_timeout: Of an engine for several ranks, of which this process is the first: seconds within which a
+                rank that is gone ends the job.
 
         Raises:
             EngineError: The engine is missing, damaged, altered or of another format version.
-            BackendError: Its backend is not installed or refuses it, or the provider cannot be had.
+            BackendError: Its backend is not installed or refuses it, or the provider cannot be had; another rank is
+                gone.
             RequestError: There is no provider of that name.
         """
         _require_positive(threads=threads)
         check_choice(provider)
         files = EngineFiles.open(Path(path), verify)
-        session = _open_session(files, threads, provider, progress, drafts=speculate > 0)
+        if files.manifest.parallel is None:
+            session = _open_session(files, threads, provider, progress, drafts=speculate > 0)
+        else:
+            session = _open_ranks(files, threads, verify, fault_timeout)
         return cls(files, session, max_batch, capacity, prefill_chunk, prefix_cache, speculate)
+
+    def close(self) -> None:
+        """Ends the other ranks of an engine of several; nothing is to be done for others."""
+        if isinstance(self.session, ClosableSession):
+            self.session.close()
 
     @property
     def config(self) -> ModelConfig:
@@ -270,6 +282,22 @@ def _open_session(
     if given_up:
         warnings.warn(given_up, UserWarning, stacklevel=3)
     return OnnxRuntimeSession(files, threads, device)
+
+
+def _open_ranks(
+    files: EngineFiles, threads: int | None, verify: Literal["auto", "full"], fault_timeout: float
+) -> Session:
+    """Raises EngineError where no launcher started this process as the first rank."""
+    from dsv3export.runtime.distributed.environment import in_job
+    from dsv3export.runtime.distributed.load import parallel_of
+
+    layout = parallel_of(files).layout
+    if not in_job():
+        fix = f"Run it with --nproc {layout.world}, or by torchrun on several machines."
+        raise EngineError(f"engine {files.path}", expected=f"{layout.world} ranks", got="a single process", fix=fix)
+    from dsv3export.runtime.distributed.join import lead
+
+    return lead(files.path, threads, verify, fault_timeout)
 
 
 def _require_positive(**values: int | None) -> None:

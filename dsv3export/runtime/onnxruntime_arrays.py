@@ -26,6 +26,11 @@ _NAMES = {dtype: name for name, dtype in NUMPY.items()}
 _NOT_IN_NUMPY = ("BF16", "F8_E4M3")
 
 
+def dtype_name(ort_name: str) -> str:
+    """The safetensors dtype of what ONNX Runtime calls e.g. ``tensor(float)``."""
+    return _OF_ORT_NAME[ort_name]
+
+
 def onnx_type(array: NDArray[Any]) -> int:
     """Its TensorProto.DataType."""
     return ONNX_TYPES[_NAMES[array.dtype]]

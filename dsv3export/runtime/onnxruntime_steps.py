@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from dsv3export.errors import BackendError, EngineError, InternalError
-from dsv3export.runtime.latent_cache import CacheLayout
 from dsv3export.runtime.onnxruntime_arrays import bits, graph_type, onnx_type, ort_value
+from dsv3export.runtime.onnxruntime_caches import cache_layout, cache_names
 from dsv3export.runtime.onnxruntime_module import ort, reason
 from dsv3export.runtime.onnxruntime_open import open_graph
 
@@ -19,18 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dsv3export.engine.reader import EngineFiles
-    from dsv3export.runtime.latent_cache import LatentCache
+    from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
     from dsv3export.runtime.onnxruntime_device import Device
 
-# Types of a cache, and of what lies beside it, in the graph -> what it holds. Of an fp8 cache the graph sees the bits:
-# ONNX Runtime writes no float8.
-_CACHE_DTYPES = {
-    ("tensor(float)",): "F32",
-    ("tensor(bfloat16)",): "BF16",
-    ("tensor(float16)",): "F16",
-    ("tensor(int8)", "tensor(bfloat16)"): "F8_E4M3",
-}
-_CACHE = "latent_cache."
 Outputs = tuple[str, ...]
 
 
@@ -76,26 +67,15 @@ class StepGraph:
     def _signature(self, needed_inputs: set[str], needed_outputs: set[str]) -> tuple[CacheLayout, int]:
         inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name: value for value in self._session.get_outputs()}
-        caches = [name for name in inputs if name.startswith(_CACHE)]
-        parts = ("", ".side") if any(name.endswith(".side") for name in caches) else ("",)
-        layers = range(self._first_layer, self._first_layer + len(caches) // len(parts))
-        names = [f"{_CACHE}{i}{part}" for i in layers for part in parts]
+        names = cache_names(inputs, self._first_layer)
         needed_inputs = needed_inputs | set(names)
         needed_outputs = needed_outputs | {f"{name}.updated" for name in names}
         if missing := sorted((needed_inputs - inputs.keys()) | (needed_outputs - outputs.keys())):
             raise EngineError(self._where, expected=f"inputs and outputs with {missing}", got="none")
-        rows = {tuple((inputs[f"{_CACHE}{i}{p}"].type, inputs[f"{_CACHE}{i}{p}"].shape[-1]) for p in parts)
-                for i in layers}  # fmt: skip
         vocab_size = outputs["logits"].shape[-1]
-        sizes = [width for row in rows for _, width in row] + [vocab_size]
-        if len(rows) != 1 or not all(isinstance(size, int) for size in sizes):
-            raise EngineError(self._where, expected="one static cache width and vocabulary size")
-        types = tuple(kind for kind, _ in next(iter(rows)))
-        if types not in _CACHE_DTYPES:
-            expected = "a cache of float, bfloat16, float16, or int8 with bfloat16 beside it"
-            raise EngineError(self._where, expected=expected, got=" and ".join(types))
-        side_width = sizes[1] if len(parts) > 1 else 0
-        return CacheLayout(len(layers), sizes[0], _CACHE_DTYPES[types], side_width), vocab_size
+        if not isinstance(vocab_size, int):
+            raise EngineError(self._where, expected="one static vocabulary size", got=str(vocab_size))
+        return cache_layout(inputs, self._first_layer, self._where), vocab_size
 
     def run(
         self, inputs: Mapping[str, NDArray[Any]], cache: LatentCache, slots: range, outputs: Outputs

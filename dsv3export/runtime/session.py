@@ -57,6 +57,13 @@ class BoundedSession(Protocol):
     def capacity(self) -> int: ...
 
 
+@runtime_checkable
+class ClosableSession(Protocol):
+    """A session that holds others, e.g. the ranks of other processes, until it is closed."""
+
+    def close(self) -> None: ...
+
+
 class DraftingSession(Session, Protocol):
     """A session that also has the model's MTP layer, which drafts the token after the next.
 

@@ -1,0 +1,76 @@
+"""Commands over several ranks: `--nproc` starts them on this machine, and all but rank 0 do nothing but follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dsv3export.cli.options import Invocation
+from dsv3export.errors import RequestError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_SHUTDOWN_SECONDS = 10
+
+
+def ranks_options(function: Function) -> Function:
+    """`--nproc` and `--fault-timeout`, of the commands that run an engine."""
+    nproc = click.option(
+        "--nproc",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="Start the N ranks of an engine built with --pp, --tp or --ep, on this machine. Over several machines: "
+        "torchrun ... -m dsv3export.",
+    )
+    fault_timeout = click.option(
+        "--fault-timeout",
+        type=click.FloatRange(1, 3600),
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Of several ranks: within which a rank that is gone ends the job.",
+    )
+    return nproc(fault_timeout(function))
+
+
+def take_place(
+    engine: Path,
+    nproc: int | None,
+    fault_timeout: float,
+    threads: int | None,
+    shutdown_seconds: int = _SHUTDOWN_SECONDS,
+) -> None:
+    """Returns in the process that is to do the command's work: the only one there is, or rank 0.
+
+    Another rank follows it, and ends this command with it. Without a launcher `--nproc` starts one, with this
+    command's own arguments, and ends with its exit code.
+    """
+    from dsv3export.runtime.distributed.environment import in_job, place_in_job
+
+    context = click.get_current_context()
+    if in_job():
+        place = place_in_job()
+        if nproc is not None and nproc != place.world_size:
+            raise RequestError("--nproc", expected=f"{place.world_size}, as torchrun started", got=str(nproc))
+        if place.rank:
+            from dsv3export.runtime.distributed.join import take_part
+
+            take_part(engine, threads, timeout=fault_timeout)
+            context.exit(0)
+    elif nproc is not None:
+        _require_ranks(engine, nproc)
+        from dsv3export.runtime.distributed.torch_launch import launch
+
+        context.exit(launch(context.ensure_object(Invocation).arguments, nproc, shutdown_seconds))
+
+
+def _require_ranks(engine: Path, nproc: int) -> None:
+    """Refuses at once what every rank would refuse later. Raises EngineError and RequestError."""
+    from dsv3export.engine.reader import EngineFiles
+    from dsv3export.runtime.distributed.load import parallel_of
+
+    layout = parallel_of(EngineFiles.open(engine)).layout
+    if layout.world != nproc:
+        raise RequestError("--nproc", expected=f"{layout.world}, for {layout.describe()}", got=str(nproc))
