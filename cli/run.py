@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3export.cli.command import Command
+from dsv3export.cli.launch import ranks_options, take_place
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
@@ -21,7 +22,6 @@ from dsv3export.cli.options import (
     verbose_option,
 )
 from dsv3export.cli.prompt import read_prompt
-from dsv3export.cli.launch import ranks_options, take_place
 from dsv3export.cli.tables import bytes_text, print_json
 from dsv3export.cli.transcript import Stats, Transcript
 from dsv3export.errors import RequestError
