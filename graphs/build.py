@@ -156,9 +156,10 @@ def build_engine(
     ranks = lowered_ranks(checkpoint, chosen, built_for, model_parts, layout, parts, progress)
     exprs: dict[str, WeightExpr] = {}
     plan: list[PlannedWeight] = []
+    checked: set[str] = set()
     for each in ranks:
         merged = merged_weights(each.graphs.values())
-        planned = plan_weights(list(each.graphs.values()), checkpoint, copy_weights)
+        planned = plan_weights(list(each.graphs.values()), checkpoint, copy_weights, checked)
         plan += [replace(weight, folder=each.folder) for weight in planned]
         exprs |= {weight.key: merged[weight.name] for weight in plan[-len(planned) :]}
     units = plan_units(plan, exprs, Packer(checkpoint, fitted), fitted)

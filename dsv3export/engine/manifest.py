@@ -107,16 +107,32 @@ class CalibrationRecord:
 
 
 class Piece(NamedTuple):
-    """A range of a file's bytes. `file` is relative to the engine or the checkpoint, `offset` counts from its start."""
+    """A range of a file's bytes, or the columns of a matrix in it: ranges of one length at even distances.
+
+    Attributes:
+        file: Relative to the engine or the checkpoint.
+        offset: Where the first range begins, counted from the file's start.
+        nbytes: Of all ranges together.
+        run: Of each range; 0 where there is one only.
+        stride: From the beginning of a range to that of the next.
+    """
 
     file: str
     offset: int
     nbytes: int
+    run: int = 0
+    stride: int = 0
 
     @property
     def end(self) -> int:
         """Where the byte behind it lies in the file."""
-        return self.offset + self.nbytes
+        if not self.run:
+            return self.offset + self.nbytes
+        return self.offset + (self.nbytes // self.run - 1) * self.stride + self.run
+
+    def ranges(self) -> list[int]:
+        """The numbers that the weight table has for it."""
+        return [*self[1:]] if self.run else [self.offset, self.nbytes]
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,7 @@ class WeightEntry:
     def to_json(self) -> dict[str, Any]:
         """A row of the weight table; pieces that follow each other in one file are listed together."""
         files = groupby(self.pieces, key=lambda piece: piece.file)
-        pieces = [{"file": file, "ranges": [piece[1:] for piece in group]} for file, group in files]
+        pieces = [{"file": file, "ranges": [piece.ranges() for piece in group]} for file, group in files]
         return {**vars(self), "pieces": pieces}
 
 
@@ -328,6 +344,10 @@ def _pieces(document: JsonValue) -> Iterator[Piece]:
     file = fields["file"].text()
     for byte_range in fields["ranges"].array():
         numbers = byte_range.integers()
-        if len(numbers) != 2:
-            byte_range.fail("offset and length in bytes")
+        if len(numbers) == 4:
+            _, nbytes, run, stride = numbers
+            if not 0 < run <= stride or not nbytes or nbytes % run:
+                byte_range.fail("offset and length in bytes, and a length of each range that divides it and a stride")
+        elif len(numbers) != 2:
+            byte_range.fail("offset and length in bytes, or these and a length of each range and a stride")
         yield Piece(file, *numbers)

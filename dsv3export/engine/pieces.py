@@ -7,8 +7,12 @@ from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 
+import numpy as np
+
 from dsv3export.engine.manifest import Piece
 from dsv3export.errors import EngineError
+
+_CHUNK = 4 << 20
 
 
 def joined(pieces: Sequence[Piece]) -> list[Piece]:
@@ -16,7 +20,7 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
     runs = [pieces[0]]
     for piece in pieces[1:]:
         last = runs[-1]
-        if (piece.file, piece.offset) == (last.file, last.end):
+        if not piece.run and not last.run and (piece.file, piece.offset) == (last.file, last.end):
             runs[-1] = Piece(last.file, last.offset, last.nbytes + piece.nbytes)
         else:
             runs.append(piece)
@@ -39,10 +43,28 @@ def read_pieces(folder: Path, pieces: Iterable[Piece], target: memoryview) -> No
             try:
                 if piece.file not in files:
                     files[piece.file] = stack.enter_context(FileIO(path))
-                read_into(files[piece.file], piece.offset, target[start : start + piece.nbytes])
+                place = target[start : start + piece.nbytes]
+                if piece.run:
+                    _read_columns(files[piece.file], piece, place)
+                else:
+                    read_into(files[piece.file], piece.offset, place)
             except OSError as error:
                 raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
             start += piece.nbytes
+
+
+def _read_columns(file: FileIO, piece: Piece, target: memoryview) -> None:
+    """Ranges at even distances: read some megabytes at a time with what lies between them."""
+    count = piece.nbytes // piece.run
+    rows = np.frombuffer(target, np.uint8).reshape(count, piece.run)
+    step = max(1, _CHUNK // piece.stride)
+    buffer = np.empty(min(step, count) * piece.stride, np.uint8)
+    for begin in range(0, count, step):
+        some = min(step, count - begin)
+        # behind the last range there may be no whole stride
+        length = (some - 1) * piece.stride + piece.run
+        read_into(file, piece.offset + begin * piece.stride, buffer[:length].data)
+        rows[begin : begin + some] = buffer[: some * piece.stride].reshape(some, piece.stride)[:, : piece.run]
 
 
 def read_into(file: FileIO, offset: int, target: memoryview) -> None:

@@ -17,12 +17,29 @@ _HEADER_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
+class Region:
+    """Rows and columns of a matrix, or items of a vector (which has no columns): the first and the one behind the last.
+
+    None is all of them.
+    """
+
+    rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor's part."""
+        cuts = (self.rows, self.columns)[: len(whole)]
+        return tuple(size if cut is None else cut[1] - cut[0] for size, cut in zip(whole, cuts, strict=True))
+
+
+@dataclass(frozen=True)
 class PlannedWeight:
     """One initializer of the graph.
 
     `name` is the initializer's name, `dtype` a safetensors dtype name, `sources` the checkpoint tensors it is made
     from and `transform` the name of the packing transform. `reference` are the tensors that, one after the other, are
-    the array byte for byte, when it stays in the checkpoint; none when the build makes it. `folder` is that of the
+    the array byte for byte, when it stays in the checkpoint; none when the build makes it. With a `region` it is these
+    rows and columns of each of them. `folder` is that of the
     rank that it belongs to, relative to the engine; empty in an engine that one process runs.
     """
 
@@ -33,6 +50,7 @@ class PlannedWeight:
     transform: str
     reference: tuple[TensorInfo, ...] = ()
     folder: str = ""
+    region: Region | None = None
 
     @property
     def key(self) -> str:

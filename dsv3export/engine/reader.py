@@ -93,7 +93,7 @@ class EngineFiles:
         entry = self.entries[name]
         root = self.path if entry.location == "engine" else Path(self.manifest.checkpoint.path)
         first, *others = joined(entry.pieces)
-        if not others:
+        if not others and not first.run:
             mapped = self._map(root / first.file, first.end)
             return np.ndarray(entry.shape, NUMPY[entry.dtype], mapped, first.offset)
         array = self._assembled.get(name)

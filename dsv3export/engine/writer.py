@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from dsv3export.checkpoint import Checkpoint
+from dsv3export.checkpoint import Checkpoint, TensorInfo
+from dsv3export.dtypes import itemsize
 from dsv3export.engine.file_writer import write_file
 from dsv3export.engine.journal import Journal, journal_key
 from dsv3export.engine.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, Piece, WeightEntry
 from dsv3export.engine.numbered_names import shortened
 from dsv3export.engine.parallel import RANK_PREFIX
-from dsv3export.engine.plan import PlannedWeight, Shard, layout_shards
+from dsv3export.engine.plan import PlannedWeight, Region, Shard, layout_shards
 from dsv3export.engine.resources import require_free_disk, resource_errors
 from dsv3export.engine.staging import Staging
 from dsv3export.engine.tokenizer_files import read_carried_files
@@ -170,7 +172,8 @@ class EngineWriter:
                     raise InternalError(f"{tensor.file}, which {weight.name} refers to, is no file of the checkpoint")
                 if tensor.dtype != weight.dtype:
                     raise InternalError(f"{weight.name} refers to {tensor.name}, which has another dtype")
-            pieces = tuple(Piece(names[tensor.file], tensor.offset, tensor.nbytes) for tensor in weight.reference)
+            region = weight.region or Region()
+            pieces = tuple(_stored(names[tensor.file], tensor, region) for tensor in weight.reference)
             entry = WeightEntry(
                 weight.name, weight.dtype, weight.shape, "checkpoint", pieces,
                 shortened(weight.sources), weight.transform,
@@ -200,6 +203,17 @@ class EngineWriter:
             mtimes = {name: os.stat(folder / name).st_mtime_ns for name in sorted(referenced)}
         files = {name: record for name, record in written.items() if name not in graphs}
         return replace(manifest, files=files, checkpoint=replace(checkpoint, mtimes_ns=mtimes))
+
+
+def _stored(file: str, tensor: TensorInfo, region: Region) -> Piece:
+    """Where the region of a tensor lies in the checkpoint."""
+    width = math.prod(tensor.shape[1:]) * itemsize(tensor.dtype)
+    begin, end = region.rows or (0, tensor.shape[0] if tensor.shape else 1)
+    offset, rows = tensor.offset + begin * width, end - begin
+    if region.columns is None:
+        return Piece(file, offset, rows * width)
+    left, right = (column * itemsize(tensor.dtype) for column in region.columns)
+    return Piece(file, offset + left, rows * (right - left), right - left, width)
 
 
 def _check_complete(shards: Sequence[Shard], stages: Sequence[Stage]) -> None:
