@@ -98,6 +98,22 @@ PATHS: list[tuple[list[str | int], Any, str]] = [
     (["weights", 1, "pieces", 0, "ranges", 0], [True, 512], r"ranges\[0\]\[0\]: expected an integer"),
     (["weights", 1, "pieces", 0, "ranges", 0], [0, -1], r"ranges\[0\]\[1\]: expected an integer"),
     (["weights", 1, "pieces", 0, "ranges", 0], [0, 2**63], r"ranges\[0\]\[1\]: expected an integer"),
+    (
+        ["weights", 1, "pieces", 0, "ranges", 0],
+        [0, 512, 0, 8],
+        r"ranges\[0\]: expected offset and length in bytes, and",
+    ),
+    (
+        ["weights", 1, "pieces", 0, "ranges", 0],
+        [0, 512, 7, 8],
+        r"ranges\[0\]: expected offset and length in bytes, and",
+    ),
+    (
+        ["weights", 1, "pieces", 0, "ranges", 0],
+        [0, 512, 8, 4],
+        r"ranges\[0\]: expected offset and length in bytes, and",
+    ),
+    (["weights", 1, "pieces", 0, "ranges", 0], [0, 0, 8, 8], r"ranges\[0\]: expected offset and length in bytes, an"),
     (["weights", 1, "pieces", 0, "ranges", 0], [0, 1, 2], r"ranges\[0\]: expected offset and length in bytes"),
     (["weights", 0, "location"], "elsewhere", "location: expected 'engine' or 'checkpoint'"),
     (["weights", 0, "sources"], "a", "sources: expected an array"),

@@ -62,3 +62,25 @@ def test_a_cut_range_becomes_one_again() -> None:
 def test_what_cannot_be_read_is_named(folder: Path, piece: Piece, said: str) -> None:
     with pytest.raises(EngineError, match=said):
         read_pieces(folder, [piece], memoryview(bytearray(piece.nbytes)))
+
+
+@given(
+    offset=st.integers(0, 40), run=st.integers(1, 20), gap=st.integers(0, 20), count=st.integers(1, 12),
+    chunk=st.integers(1, 100),
+)  # fmt: skip
+def test_columns_are_read_as_ranges(
+    folder: Path, offset: int, run: int, gap: int, count: int, chunk: int
+) -> None:  # fmt: skip
+    stride = run + gap
+    piece = Piece("a", offset, run * count, run, stride)
+    if piece.end > SIZE:
+        return
+    target = bytearray(run * count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dsv3export.engine.pieces._CHUNK", chunk)
+        read_pieces(folder, [piece], memoryview(target))
+    whole = (folder / "a").read_bytes()
+    starts = range(offset, offset + stride * count, stride)
+    assert bytes(target) == b"".join(whole[start : start + run] for start in starts)
+    assert piece.end == starts[-1] + run
+    assert joined([piece, Piece("a", piece.end, 1)]) == [piece, Piece("a", piece.end, 1)]
