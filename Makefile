@@ -9,8 +9,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
-# A process for each core; the tests of a file stay together, as they share what is costly to make.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# A process for each core; the tests of a file stay together, as they share what is costly to make. Files go in the order
+# of tests/conftest.py, not that of their number of tests.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The first interpreter that is new enough: ONNX Runtime 1.31, the floor of [cpu], wants Python 3.11.
 ifndef PYTHON
