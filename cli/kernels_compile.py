@@ -13,8 +13,9 @@ from dsv3export.cli.tables import print_json, print_table
 from dsv3export.errors import RequestError
 
 if TYPE_CHECKING:
+    from dsv3export.plugins.kernels.catalogue import Use
     from dsv3export.plugins.kernels.compiler import Compiled
-    from dsv3export.plugins.kernels.plugin import Build
+    from dsv3export.plugins.kernels.plugin import Launch
 
 EXAMPLES = (
     "dsv3export kernels compile",
@@ -31,7 +32,11 @@ _COLUMNS = (
     "registers",
     "spilled",
     "shared",
+    "held",
+    "wide loads",
     "matrix instructions",
+    "programs",
+    "floor",
 )
 
 
@@ -46,23 +51,25 @@ def command(targets: str | None, name: str | None, jobs: int | None, as_json: bo
     """Compile the plugins' kernels at DeepSeek-V3's shapes, with no GPU.
 
     Lists what each becomes: bytes of PTX, registers of a thread and bytes of its stack where they did not suffice,
-    bytes of shared memory of a block, and the instructions that multiply matrices. What is compiled is kept in a
-    cache, $DSV3EXPORT_KERNEL_CACHE or one below the user's cache folder.
+    bytes of shared memory of a program, how many programs a multiprocessor holds, loads of 16 bytes out of all loads,
+    and the instructions that multiply matrices. Then the programs that the shapes make, and the time that they take at
+    least on a device of the target (A100, RTX 4090, H100, B200, RTX 5090), by the bytes that move and the products.
+    What is compiled is kept in a cache, $DSV3EXPORT_KERNEL_CACHE or one below the user's cache folder.
     """
     from dsv3export.plugins.kernels.cache import compile_all
-    from dsv3export.plugins.kernels.catalogue import USES, builds
+    from dsv3export.plugins.kernels.catalogue import USES, launches
     from dsv3export.plugins.kernels.compiler import TARGETS
 
     chosen = _targets(targets, TARGETS)
-    wanted = [(build, target) for target in chosen for use in USES for build in builds(use, target)]
+    wanted = [(use, launch, target) for target in chosen for use in USES for launch in launches(use, target)]
     if name is not None:
-        names = sorted({build.name for build, _ in wanted})
+        names = sorted({launch.build.name for _, launch, _ in wanted})
         if name not in names:
             raise RequestError(f"--kernel {name}", expected=f"one of {', '.join(names)}", got=name)
-        wanted = [(build, target) for build, target in wanted if build.name == name]
+        wanted = [each for each in wanted if each[1].build.name == name]
     with progress_on_stderr(quiet) as progress:
-        made = compile_all(wanted, jobs, progress)
-    rows = [_row(build, target, kernel) for (build, target), kernel in zip(wanted, made, strict=True)]
+        made = compile_all([(launch.build, target) for _, launch, target in wanted], jobs, progress)
+    rows = [_row(*each, kernel) for each, kernel in zip(wanted, made, strict=True)]
     if as_json:
         print_json({"kernels": rows})
     else:
@@ -80,9 +87,18 @@ def _targets(text: str | None, every: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(known[part] for part in named))
 
 
-def _row(build: Build, target: int, kernel: Compiled) -> dict[str, Any]:
+def _row(use: Use, launch: Launch, target: int, kernel: Compiled) -> dict[str, Any]:
+    from dsv3export.plugins.kernels.catalogue import PLUGINS
+    from dsv3export.plugins.kernels.costs import cost
+    from dsv3export.plugins.kernels.occupancy import MULTIPROCESSORS
+    from dsv3export.plugins.kernels.sizes import known, product
+    from dsv3export.sizing.devices import DEVICES
+
+    build, processor = launch.build, MULTIPROCESSORS[target]
+    work = cost(PLUGINS[use.plugin], use.inputs, use.attributes)
     return {
         "kernel": build.name,
+        "plugin": use.plugin,
         "target": f"sm_{target}",
         "arguments": dict(build.arguments),
         "constants": dict(build.constants),
@@ -92,7 +108,16 @@ def _row(build: Build, target: int, kernel: Compiled) -> dict[str, Any]:
         "registers": kernel.registers,
         "spilled_bytes": kernel.spilled,
         "shared_bytes": kernel.shared,
+        "programs_a_processor": processor.holds(kernel),
+        "wide_loads": kernel.wide_loads,
+        "narrow_loads": kernel.narrow_loads,
         "matrix_instructions": dict(kernel.matrix),
+        "programs": known(product(launch.grid)),
+        "device": processor.device,
+        "processors": processor.count,
+        "moved_bytes": work.bytes,
+        "flops": work.flops,
+        "floor_microseconds": round(1e6 * work.floor(DEVICES[processor.device]), 2),
     }
 
 
@@ -111,9 +136,13 @@ def _print(rows: list[dict[str, Any]]) -> None:
                 row["registers"],
                 row["spilled_bytes"],
                 row["shared_bytes"],
+                row["programs_a_processor"],
+                f"{row['wide_loads']}/{row['wide_loads'] + row['narrow_loads']}",
                 ", ".join(f"{count} {kind}" for kind, count in row["matrix_instructions"].items()),
+                row["programs"],
+                f"{row['floor_microseconds']:.1f} us",
             )
             for row in rows
         ],
-        right=("warps", "stages", "PTX", "registers", "spilled", "shared"),
+        right=("warps", "stages", "PTX", "registers", "spilled", "shared", "held", "wide loads", "programs", "floor"),
     )

@@ -32,11 +32,13 @@ def device(name: str, gigabytes: float, gigabytes_per_second: float, bf16: float
     return Device(name, int(gigabytes * 1e9), gigabytes_per_second * 1e9, rates)
 
 
-# NVIDIA's data sheets, the figures without sparsity: H100 SXM5, H200 SXM5, B200 (one GPU of a DGX B200), and the
-# "Ada" and "Blackwell GPU Architecture" white papers for the two GeForce cards (FP8 with FP32 accumulate).
+# NVIDIA's data sheets, the figures without sparsity: A100 SXM4 80 GB, H100 SXM5, H200 SXM5, B200 (one GPU of a DGX
+# B200), and the "Ada" and "Blackwell GPU Architecture" white papers for the two GeForce cards (FP8 with FP32
+# accumulate).
 DEVICES: Mapping[str, Device] = {
     entry.name: entry
     for entry in (
+        device("a100", 80, 2039, 312),
         device("h100", 80, 3350, 989, 1979),
         device("h200", 141, 4800, 989, 1979),
         device("b200", 180, 8000, 2250, 4500),

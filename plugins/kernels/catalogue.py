@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dsv3export.plugins.kernels.checks import Check
-from dsv3export.plugins.kernels.plugin import Attribute, Attributes, Build, Plugin, TensorType
+from dsv3export.plugins.kernels.plugin import Attribute, Attributes, Build, Launch, Plugin, TensorType
+from dsv3export.plugins.kernels.sizes import parts_for
 from dsv3export.plugins.latent_append import checks as latent_append_checks
 from dsv3export.plugins.latent_append.tensorrt import PLUGINS as LATENT_APPENDERS
 from dsv3export.plugins.linear_fp8_block import checks as linear_fp8_block_checks
@@ -74,6 +75,7 @@ class Use:
 _TOKENS, _HIDDEN, _WIDTH, _EXPERTS, _CHOICES = 64, 7168, 2048, 256, 8
 _HEADS, _LATENT, _ROPE, _NOPE, _VALUE, _CAPACITY = 128, 512, 64, 128, 128, 4096
 _GROUP = 128
+_SHARES = parts_for(_TOKENS, 2112, _HIDDEN, 132)  # of K, on an H100
 _SLOTS = TensorType("I32", (4096,)), TensorType("I32", (256,))
 
 
@@ -111,13 +113,13 @@ def _linear_uses() -> Iterator[Use]:
     yield Use("NormQuantise", (_x(_HIDDEN), TensorType("BF16", (_HIDDEN,))), {"eps": 1e-6})
     yield Use("SwigluQuantise", (_x(_WIDTH), _x(_WIDTH)))
     eighth = _x(_HIDDEN, "F8_E4M3")
-    yield Use("Fp8BlockGemm", (eighth, _scales(eighth), *_fp8(columns, _HIDDEN)), {"dtype": "BF16", "parts": 1})
-    yield Use("Fp8WeightGemm", (_x(_HIDDEN), *_fp8(columns, _HIDDEN)), {"parts": 1})
+    yield Use("Fp8BlockGemm", (eighth, _scales(eighth), *_fp8(columns, _HIDDEN)), {"dtype": "BF16", "parts": _SHARES})
+    yield Use("Fp8WeightGemm", (_x(_HIDDEN), *_fp8(columns, _HIDDEN)), {"parts": _SHARES})
     for bits, activations in ((8, "none"), (8, "int8"), (4, "none")):
-        said = {**_integers(bits, activations), "parts": 1}
+        said = {**_integers(bits, activations), "parts": _SHARES}
         yield Use("LinearInt", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN)), said)
         yield Use("LinearIntZero", (_x(_HIDDEN), *_int(bits, columns, _HIDDEN, zero=True)), said)
-    yield Use("SumParts", (TensorType("F32", (4, _TOKENS, columns)),), {"dtype": "BF16"})
+    yield Use("SumParts", (TensorType("F32", (_SHARES, _TOKENS, columns)),), {"dtype": "BF16"})
 
 
 def _attention_uses() -> Iterator[Use]:
@@ -181,9 +183,14 @@ USES = (*_linear_uses(), *_attention_uses(), *_expert_uses())
 
 def builds(use: Use, target: int) -> Iterator[Build]:
     """The kernels of a use, one for each tile; none where the device lacks the instructions."""
+    return (launch.build for launch in launches(use, target))
+
+
+def launches(use: Use, target: int) -> Iterator[Launch]:
+    """The launches of a use, one for each tile; none where the device lacks the instructions."""
     plugin = PLUGINS[use.plugin]
     if target < plugin.least:
         return
     outputs = plugin.outputs(use.inputs, use.attributes)
     for tile in plugin.tiles:
-        yield plugin.launch(use.inputs, outputs, use.attributes, tile, target).build
+        yield plugin.launch(use.inputs, outputs, use.attributes, tile, target)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv3export.errors import BackendError
 from dsv3export.plugins.kernels.plugin import Build
-from dsv3export.plugins.kernels.ptx import entry_with, matrix_instructions
+from dsv3export.plugins.kernels.ptx import entry_with, global_loads, matrix_instructions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +38,7 @@ class Compiled:
         registers: Of a thread, as the assembler of this Triton allots them.
         spilled: Bytes of a thread's stack, where registers did not suffice.
         matrix: How many instructions of each kind multiply matrices.
+        wide_loads, narrow_loads: Instructions that load 16 bytes or more from global memory, and less.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Compiled:
     registers: int
     spilled: int
     matrix: Mapping[str, int]
+    wide_loads: int
+    narrow_loads: int
 
 
 def load_triton() -> Any:
@@ -103,7 +106,16 @@ def compile_build(build: Build, target: int) -> Compiled:
     registers, spilled = _resources(made.asm["cubin"])
     ptx = entry_with(made.asm["ptx"], len(build.arguments))
     shared = made.metadata.shared
-    return Compiled(made.metadata.name, ptx, build.warps * _WARP, shared, registers, spilled, matrix_instructions(ptx))
+    return Compiled(
+        made.metadata.name,
+        ptx,
+        build.warps * _WARP,
+        shared,
+        registers,
+        spilled,
+        matrix_instructions(ptx),
+        *global_loads(ptx),
+    )
 
 
 def _source(function: Any, build: Build) -> Any:

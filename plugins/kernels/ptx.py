@@ -10,6 +10,9 @@ from dsv3export.errors import InternalError
 _ENTRY = re.compile(r"(\.visible\s+\.entry\s+(?P<name>\w+)\s*\()(?P<parameters>[^)]*)(\))")
 _MATRIX = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\S*?\.(m\d+n\d+k\d+)\S*", re.ASCII)
 _TCGEN05 = re.compile(r"\btcgen05\.mma\S*")
+_LOAD = re.compile(r"\bld\.global(?:\.\w+(?:::\w+)*)*?(?:\.v(?P<count>\d))?\.[bsuf](?P<bits>\d+)\b")
+_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global[^;]*?\],[^;]*?\],\s*(?P<bytes>0x\w+|\d+)")
+_WIDE = 16
 
 
 def entry_with(ptx: str, count: int) -> str:
@@ -51,3 +54,11 @@ def matrix_instructions(ptx: str) -> dict[str, int]:
     if fifth:
         found["tcgen05.mma"] = fifth
     return dict(found)
+
+
+def global_loads(ptx: str) -> tuple[int, int]:
+    """How many instructions load from global memory 16 bytes or more for a thread, and how many less."""
+    sizes = [int(load["count"] or 1) * int(load["bits"]) // 8 for load in _LOAD.finditer(ptx)]
+    sizes += [int(copy["bytes"], 0) for copy in _COPY.finditer(ptx)]
+    wide = sum(size >= _WIDE for size in sizes)
+    return wide, len(sizes) - wide

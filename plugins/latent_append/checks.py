@@ -21,7 +21,7 @@ from dsv3export.plugins.latent_append.tensorrt import (
 from dsv3export.plugins.latent_append_fp8.op import append_and_read
 
 
-def _append(
+def append_check(
     name: str,
     start: list[int],
     count: int,
@@ -99,12 +99,12 @@ def _projected(name: str, start: list[int], count: int, capacity: int, dims: tup
 
 
 CHECKS = (
-    _append("first token", [0], 1, 1, (3, 2)),
-    _append("ragged", [0, 5, 2], 3, 8, (4, 2)),
-    _append("up to the capacity", [7, 0], 2, 9, (20, 8)),
-    _append("true dims", [127, 128, 0], 2, 130, (512, 64)),
-    _append("into bfloat16", [3, 0], 2, 6, (40, 20), "BF16"),
-    _append("float16 saturates", [3, 0], 2, 6, (40, 20), "F16", 1e4),
+    append_check("first token", [0], 1, 1, (3, 2)),
+    append_check("ragged", [0, 5, 2], 3, 8, (4, 2)),
+    append_check("up to the capacity", [7, 0], 2, 9, (20, 8)),
+    append_check("true dims", [127, 128, 0], 2, 130, (512, 64)),
+    append_check("into bfloat16", [3, 0], 2, 6, (40, 20), "BF16"),
+    append_check("float16 saturates", [3, 0], 2, 6, (40, 20), "F16", 1e4),
     _into_fp8("ragged, first token", [0, 5, 2], 3, 8, (16, 4, 1)),
     _into_fp8("up to the capacity, groups that are no powers of two", [7, 0], 2, 9, (60, 6, 3)),
     _into_fp8("true dims", [127, 0], 1, 128, (512, 64, 4)),

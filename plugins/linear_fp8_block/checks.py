@@ -21,7 +21,7 @@ from dsv3export.plugins.linear_fp8_block.tensorrt import (
 _SHAPES = ((1, 127, 127), (3, 128, 128), (2, 129, 129), (1, 256, 160), (17, 300, 200), (70, 64, 130))
 
 
-def _linear(name: str, shape: tuple[int, int, int], activations: str, parts: int = 1) -> Check:
+def linear_check(name: str, shape: tuple[int, int, int], activations: str, parts: int = 1) -> Check:
     rows, inner, columns = shape
 
     def compare(call: Call[Tensor], dtype: str) -> Pairs:
@@ -81,9 +81,9 @@ CHECKS = (
     *_fused("one row", 1, 128),
     *_fused("cut group, more rows than a program takes", 19, 300),
     *(
-        _linear(f"{rows} x {inner} x {columns}, activations {activations}", (rows, inner, columns), activations)
+        linear_check(f"{rows} x {inner} x {columns}, activations {activations}", (rows, inner, columns), activations)
         for rows, inner, columns in _SHAPES
         for activations in ("none", "1x128")
     ),
-    *(_linear(f"K in 4 parts, one empty, {each}", (3, 3 * 128 + 5, 130), each, 4) for each in ("none", "1x128")),
+    *(linear_check(f"K in 4 parts, one empty, {each}", (3, 3 * 128 + 5, 130), each, 4) for each in ("none", "1x128")),
 )

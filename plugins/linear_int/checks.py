@@ -13,7 +13,7 @@ from dsv3export.plugins.linear_int.op import linear_int as definition
 from dsv3export.plugins.linear_int.tensorrt import linear_int
 
 
-def _linear(
+def linear_check(
     name: str,
     shape: tuple[int, int, int],
     bits: int,
@@ -48,16 +48,16 @@ def _signed(name: str) -> Check:
 
 
 CHECKS = (
-    _linear("int8, one row", (1, 128, 127), 8, 128),
-    _linear("int8, groups of 32, last one cut", (3, 72, 129), 8, 32),
-    _linear("int8, zero points", (17, 128, 64), 8, 64, zero=True),
-    _linear("int8, activations too", (5, 100, 70), 8, 32, activations="int8"),
-    _linear("int4, one row", (1, 256, 64), 4, 128),
-    _linear("int4, groups of 16", (3, 64, 5), 4, 16),
-    _linear("int4, last group cut", (65, 150, 66), 4, 64),
-    _linear("int4, odd number of zero points", (3, 96, 65), 4, 32, zero=True),
-    _linear("int4, activations too, zero points", (9, 256, 40), 4, 128, zero=True, activations="int8"),
-    _linear("int4, zero points, K in parts", (17, 384, 130), 4, 128, zero=True, parts=3),
-    _linear("int8, more parts than steps", (2, 128, 65), 8, 64, parts=4),
+    linear_check("int8, one row", (1, 128, 127), 8, 128),
+    linear_check("int8, groups of 32, last one cut", (3, 72, 129), 8, 32),
+    linear_check("int8, zero points", (17, 128, 64), 8, 64, zero=True),
+    linear_check("int8, activations too", (5, 100, 70), 8, 32, activations="int8"),
+    linear_check("int4, one row", (1, 256, 64), 4, 128),
+    linear_check("int4, groups of 16", (3, 64, 5), 4, 16),
+    linear_check("int4, last group cut", (65, 150, 66), 4, 64),
+    linear_check("int4, odd number of zero points", (3, 96, 65), 4, 32, zero=True),
+    linear_check("int4, activations too, zero points", (9, 256, 40), 4, 128, zero=True, activations="int8"),
+    linear_check("int4, zero points, K in parts", (17, 384, 130), 4, 128, zero=True, parts=3),
+    linear_check("int8, more parts than steps", (2, 128, 65), 8, 64, parts=4),
     _signed("int8, as signed bytes"),
 )

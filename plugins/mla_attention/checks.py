@@ -25,7 +25,7 @@ def _reference(q: Tensor, q_pe: Tensor, cache: Tensor, start: Tensor, scale: flo
     return torch.einsum("bhst,btc->bshc", weights, latent[..., : q.shape[-1]])
 
 
-def _attend(
+def decode_check(
     name: str, start: list[int], queries: int, capacity: int, dims: tuple[int, int, int], parts: int, scale: float = 0.1
 ) -> Check:
     """`dims`: heads, latent, rope. Rows of the cache that no query may see hold large numbers."""
@@ -45,10 +45,10 @@ def _attend(
     return Check("MlaAttention", name, compare)
 
 
-def _attend_fp8(
+def decode_fp8_check(
     name: str, start: list[int], queries: int, capacity: int, dims: tuple[int, int, int, int], parts: int
 ) -> Check:
-    """`dims`: heads, latent, rope, groups of scales. As `_attend`, over what `latent_append_fp8` writes."""
+    """`dims`: heads, latent, rope, groups of scales. As `decode_check`, over what `latent_append_fp8` writes."""
     heads, latent, rope, groups = dims
 
     def compare(call: Call[Tensor], dtype: str) -> Pairs:
@@ -71,7 +71,7 @@ def _attend_fp8(
     return Check("MlaAttention", name, compare, least=NATIVE_E4M3)
 
 
-def _prefill(
+def prefill_check(
     name: str, start: list[int], queries: int, capacity: int, dims: tuple[int, int, int, int], scale: float = 0.1
 ) -> Check:
     """`dims`: heads, nope, rope, value. Keys and values of rows that no query may see are large."""
@@ -98,18 +98,18 @@ def _prefill(
 
 
 CHECKS = (
-    _attend("first token", [0], 1, 1, (1, 8, 2), 1),
-    _attend("one token of many", [127], 1, 128, (2, 32, 16), 4),
-    _attend("ragged, some parts empty", [0, 128, 30], 1, 160, (4, 24, 6), 8),
-    _attend("several queries", [5, 127, 0], 4, 140, (3, 40, 16), 4),
-    _attend("queries across a part's border", [62], 4, 70, (16, 32, 16), 2),
-    _attend("more rows than a program takes", [40, 3], 3, 50, (20, 16, 8), 3),
-    _attend("true dims", [129, 0], 2, 160, (16, 512, 64), 4, 0.07),
-    _attend("many heads", [33], 1, 40, (128, 64, 16), 2),
-    _attend_fp8("fp8 cache, ragged, first token", [0, 65, 17], 1, 70, (4, 64, 16, 1), 2),
-    _attend_fp8("fp8 cache, several queries, groups", [62, 3], 3, 70, (16, 128, 24, 4), 3),
-    _prefill("prefill, one token", [0], 1, 1, (2, 16, 8, 16)),
-    _prefill("prefill, ragged chunks over a cache", [0, 127, 30], 5, 140, (2, 24, 6, 20)),
-    _prefill("prefill, more rows than a program takes", [3], 129, 140, (1, 16, 8, 16)),
-    _prefill("prefill, true dims", [60], 70, 130, (1, 128, 64, 128), 0.07),
+    decode_check("first token", [0], 1, 1, (1, 8, 2), 1),
+    decode_check("one token of many", [127], 1, 128, (2, 32, 16), 4),
+    decode_check("ragged, some parts empty", [0, 128, 30], 1, 160, (4, 24, 6), 8),
+    decode_check("several queries", [5, 127, 0], 4, 140, (3, 40, 16), 4),
+    decode_check("queries across a part's border", [62], 4, 70, (16, 32, 16), 2),
+    decode_check("more rows than a program takes", [40, 3], 3, 50, (20, 16, 8), 3),
+    decode_check("true dims", [129, 0], 2, 160, (16, 512, 64), 4, 0.07),
+    decode_check("many heads", [33], 1, 40, (128, 64, 16), 2),
+    decode_fp8_check("fp8 cache, ragged, first token", [0, 65, 17], 1, 70, (4, 64, 16, 1), 2),
+    decode_fp8_check("fp8 cache, several queries, groups", [62, 3], 3, 70, (16, 128, 24, 4), 3),
+    prefill_check("prefill, one token", [0], 1, 1, (2, 16, 8, 16)),
+    prefill_check("prefill, ragged chunks over a cache", [0, 127, 30], 5, 140, (2, 24, 6, 20)),
+    prefill_check("prefill, more rows than a program takes", [3], 129, 140, (1, 16, 8, 16)),
+    prefill_check("prefill, true dims", [60], 70, 130, (1, 128, 64, 128), 0.07),
 )

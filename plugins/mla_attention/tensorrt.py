@@ -22,7 +22,6 @@ from dsv3export.plugins.kernels.plugin import (
     TensorType,
     Tile,
     arguments,
-    roomy,
 )
 from dsv3export.plugins.kernels.sizes import ceil_div, known, power_of_two, product
 from dsv3export.plugins.kernels.stored import NATIVE_E4M3, absent
@@ -32,6 +31,7 @@ _KERNELS = "dsv3export.plugins.mla_attention.kernel"
 _LEAST = 16
 # Tokens along the matrix unit's long side on Hopper, where heads do not fill it.
 _LONG_SIDE = 64
+_HOPPER = 9
 
 
 def _split_outputs(inputs: Sequence[TensorType], attributes: Attributes) -> tuple[TensorType, ...]:
@@ -84,12 +84,12 @@ def _split_fp8(
 
 
 def _preferred(inputs: Sequence[TensorType], _: Attributes, target: int) -> int:
-    """The widest tile that the heads fill, where shared memory and wgmma suit it: the last two; else the second."""
+    """The widest tile that the heads fill, where shared memory and wgmma suit it, on Hopper; else the second."""
     if inputs[0].dtype == "F32":
         return 0
     queries, heads = (known(size) for size in inputs[0].shape[1:3])
     last = len(MLA_SPLIT.tiles if len(inputs) == len(MLA_SPLIT.inputs) else MLA_SPLIT_FP8.tiles) - 1
-    return (last if queries * heads >= _LONG_SIDE else last - 1) if roomy(target) else 1
+    return (last if queries * heads >= _LONG_SIDE else last - 1) if target // 10 == _HOPPER else 1
 
 
 _QUERIES = (Port("q", ACTIVATIONS), Port("q_pe", ACTIVATIONS))

@@ -24,7 +24,7 @@ def _ids(random: Samples, tokens: int, experts: int, k: int, crowded: bool) -> T
     return ids.expand(tokens, k).contiguous()
 
 
-def _order(name: str, tokens: int, experts: int, k: int, block: int, crowded: bool = False) -> Check:
+def order_check(name: str, tokens: int, experts: int, k: int, block: int, crowded: bool = False) -> Check:
     """Slots and owners against a plain loop."""
 
     def compare(call: Call[Tensor], _: str) -> Pairs:
@@ -43,7 +43,7 @@ def _order(name: str, tokens: int, experts: int, k: int, block: int, crowded: bo
     return Check("MoEOrder", name, compare, dtypes=("F32",), exact=True)
 
 
-def _experts(
+def experts_check(
     name: str,
     format_: str,
     sizes: tuple[int, int, int, int, int],
@@ -99,25 +99,25 @@ def _experts(
 
 
 CHECKS = (
-    _order("one token", 1, 8, 3, 16),
-    _order("empty experts", 5, 32, 2, 16),
-    _order("all tokens to the same experts", 40, 7, 2, 16, crowded=True),
-    _order("more ids than are read at a time", 700, 6, 2, 64),
-    _order("one expert", 3, 1, 1, 16),
-    _experts("one token", "plain", (1, 32, 16, 8, 3)),
-    _experts("empty experts, odd dims", "plain", (5, 33, 17, 12, 2)),
-    _experts("all tokens to the same experts", "plain", (37, 64, 65, 5, 2), crowded=True),
-    _experts("many rows a block", "plain", (70, 48, 80, 3, 2), block=MANY),
-    _experts("fp8, one token", "fp8", (1, 128, 256, 6, 3)),
-    _experts("fp8, around a block", "fp8", (5, 127, 129, 4, 2)),
-    _experts("fp8, all tokens to one expert", "fp8", (20, 130, 64, 3, 1), crowded=True),
-    _experts("fp8, activations too, one token", "rounded", (1, 256, 128, 6, 3)),
-    _experts("fp8, activations too, around a block", "rounded", (18, 127, 129, 4, 2)),
-    _experts("int8", "int", (7, 64, 40, 6, 2)),
-    _experts("int8, zero points", "int with zero points", (3, 64, 64, 5, 2)),
-    _experts("int8, activations too", "int", (4, 64, 96, 4, 2), activations="int8"),
-    _experts("int4, one token", "int", (1, 128, 64, 8, 4), bits=4, group=64),
-    _experts(
+    order_check("one token", 1, 8, 3, 16),
+    order_check("empty experts", 5, 32, 2, 16),
+    order_check("all tokens to the same experts", 40, 7, 2, 16, crowded=True),
+    order_check("more ids than are read at a time", 700, 6, 2, 64),
+    order_check("one expert", 3, 1, 1, 16),
+    experts_check("one token", "plain", (1, 32, 16, 8, 3)),
+    experts_check("empty experts, odd dims", "plain", (5, 33, 17, 12, 2)),
+    experts_check("all tokens to the same experts", "plain", (37, 64, 65, 5, 2), crowded=True),
+    experts_check("many rows a block", "plain", (70, 48, 80, 3, 2), block=MANY),
+    experts_check("fp8, one token", "fp8", (1, 128, 256, 6, 3)),
+    experts_check("fp8, around a block", "fp8", (5, 127, 129, 4, 2)),
+    experts_check("fp8, all tokens to one expert", "fp8", (20, 130, 64, 3, 1), crowded=True),
+    experts_check("fp8, activations too, one token", "rounded", (1, 256, 128, 6, 3)),
+    experts_check("fp8, activations too, around a block", "rounded", (18, 127, 129, 4, 2)),
+    experts_check("int8", "int", (7, 64, 40, 6, 2)),
+    experts_check("int8, zero points", "int with zero points", (3, 64, 64, 5, 2)),
+    experts_check("int8, activations too", "int", (4, 64, 96, 4, 2), activations="int8"),
+    experts_check("int4, one token", "int", (1, 128, 64, 8, 4), bits=4, group=64),
+    experts_check(
         "int4, zero points, all tokens to one expert", "int with zero points", (17, 96, 64, 3, 1), bits=4, crowded=True
     ),
 )

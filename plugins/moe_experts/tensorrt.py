@@ -29,6 +29,8 @@ FEW, MANY = 16, 64
 # Bins that a warp's histogram has at least.
 _LEAST_BINS = 32
 _IDS_AT_A_TIME = 1024
+# Sums that a thread keeps at most; the products and the scales of a step take as many registers again.
+_WARP, _SUMS = 32, 32
 _TILES = (Tile(1, 64, stages=3), Tile(1, 64, 64), Tile(1, 128, 64, warps=8))
 
 
@@ -133,7 +135,7 @@ def _product(
             ("SCALES", scales),
             ("ZEROS", zeros),
         ),
-        tile.warps,
+        max(tile.warps, rows * tile.columns * len(banks) // (_WARP * _SUMS)),
         tile.stages,
     )
     return Launch(build, (ceil_div(columns, tile.columns), tensors["owners"].shape[0], 1))
@@ -162,6 +164,8 @@ def _plugins(suffix: str, format_: str, zero: bool = False) -> tuple[Plugin, Plu
     least = NATIVE_E4M3 if format_ == "rounded" else 80
     gate_up, down = ("gate", "up"), ("down",)
     first_ports, second_ports = _ports(format_, "x", gate_up, zero), _ports(format_, "hidden", down, zero)
+    # Unpacking takes the registers that wider tiles would.
+    tiles = _TILES[:2] if format_ == "int" else _TILES
     first_names, second_names = [port.name for port in first_ports], [port.name for port in second_ports]
     return (
         Plugin(
@@ -172,7 +176,7 @@ def _plugins(suffix: str, format_: str, zero: bool = False) -> tuple[Plugin, Plu
             results=("hidden",),
             outputs=partial(_hidden, format_),
             launch=partial(_product, format_, "moe_gate_up", gate_up, first_names),
-            tiles=_TILES,
+            tiles=tiles,
             prefer=partial(_preferred, format_),
             least=least,
         ),
@@ -184,7 +188,7 @@ def _plugins(suffix: str, format_: str, zero: bool = False) -> tuple[Plugin, Plu
             results=("each",),
             outputs=partial(_each, format_),
             launch=partial(_product, format_, "moe_down", down, second_names),
-            tiles=_TILES,
+            tiles=tiles,
             prefer=partial(_preferred, format_),
             least=least,
         ),

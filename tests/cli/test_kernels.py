@@ -27,6 +27,13 @@ def test_compile_lists_what_a_kernel_takes() -> None:
         assert row["ptx_bytes"] > 1000
         assert 0 < row["registers"] <= 255
         assert row["spilled_bytes"] == 0
+        assert row["wide_loads"] > 0
+        assert row["programs_a_processor"] > 0
+        assert row["programs"] == 56 * -(-64 // row["constants"]["ROWS"])
+        # 64 tokens at 16 bits and at 8 with a scale for each 128.
+        assert row["moved_bytes"] == 64 * 7168 * 3 + 64 * 56 * 4
+    floors = {row["device"]: row["floor_microseconds"] for row in rows}
+    assert floors == {"rtx-4090": 1.38, "h100": 0.42}
     shown = run_here("kernels", "compile", "--targets", "sm_90", "--kernel", "quantise_activations")
     assert "registers" in shown.out
     assert "K=7168" in shown.out

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -32,6 +34,17 @@ def test_kernels_compute_what_their_op_defines(op: str, outcomes: list[dict[str,
     rows = [row for row in outcomes if row["op"] == op]
     assert len(rows) == sum(len(check.dtypes) for check in CHECKS if check.op == op)
     assert [row for row in rows if not row["passed"]] == []
+
+
+@pytest.mark.slow
+def test_kernels_compute_what_their_op_defines_at_any_shape() -> None:
+    pytest.importorskip("triton")
+    worker = "tests.plugins.kernels.shapes_worker"
+    done = subprocess.run([sys.executable, "-m", worker], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [
+        *("fp8_linear", "int_linear", "decode", "decode_fp8", "prefill", "append", "order", "experts")
+    ]
 
 
 def test_a_kernel_that_writes_nothing_fails_each_check() -> None:

@@ -14,7 +14,7 @@ from dsv3export.plugins.kernels.cache import compile_all, compiled, key_of
 from dsv3export.plugins.kernels.catalogue import PLUGINS, USES, builds
 from dsv3export.plugins.kernels.compiler import TARGETS
 from dsv3export.plugins.kernels.plugin import TensorType, Tile
-from dsv3export.plugins.kernels.ptx import entry_with, matrix_instructions, parameter_types
+from dsv3export.plugins.kernels.ptx import entry_with, global_loads, matrix_instructions, parameter_types
 from dsv3export.plugins.kernels.quick_plugin import SHARED_LIMIT
 from dsv3export.plugins.kernels.sizes import parts_for
 
@@ -65,6 +65,16 @@ def test_matrix_instructions_are_counted_by_kind() -> None:
     mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1};
     mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f2};"""
     assert matrix_instructions(text) == {"wgmma.mma_async m64n64k32": 1, "mma.sync m16n8k16": 2}
+
+
+def test_global_loads_are_counted_by_width() -> None:
+    text = """ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+    @%p1 ld.global.L1::evict_last.v2.b64 { %rd1, %rd2 }, [ %rd1 + 0 ];
+    ld.global.b32 { %r1 }, [ %rd1 + 0 ];
+    ld.shared.v4.b32 {%r1, %r2, %r3, %r4}, [%r1];
+    cp.async.cg.shared.global [ %r24 + 0 ], [ %rd15 + 0 ], 0x10, %r25;
+    cp.async.ca.shared.global [ %r24 + 0 ], [ %rd15 + 0 ], 0x8, %r25;"""
+    assert global_loads(text) == (3, 2)
 
 
 # Each kernel for one target, and what differs most between targets for all; `make kernels` compiles every use of every
