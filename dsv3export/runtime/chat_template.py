@@ -1,30 +1,24 @@
-"""Messages to a prompt, by the checkpoint's own chat template, in a sandbox: templates come from strangers."""
+"""Messages to a prompt, by the checkpoint's own chat template. Templates come from strangers: see `chat_sandbox`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
-
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
+from typing import Any
 
 from dsv3export.engine.typed_json import read_json
 from dsv3export.errors import RequestError, TokenizerError
+from dsv3export.runtime.chat_sandbox.process import TemplateError, TemplateProcess
 
 Message = Mapping[str, Any]
 
 _MAX_BYTES = 16 << 20
 _MAX_TEMPLATE = 1 << 20
-_MAX_RENDERED = 64 << 20
 _ADD = "Put a chat_template into tokenizer_config.json, or chat_template.jinja beside it, and rebuild the engine."
 
 
 class ChatTemplate:
-    """A compiled template.
+    """A compiled template, in a process of its own that ends with it.
 
     Args:
         source: Jinja text as Hugging Face checkpoints have it.
@@ -37,20 +31,13 @@ class ChatTemplate:
 
     def __init__(self, source: str, special: Mapping[str, str], where: str) -> None:
         self._where, self._special = where, dict(special)
-        # The settings that templates are written for: what a block's line leaves behind is no text.
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
         if len(source) > _MAX_TEMPLATE:
             raise TokenizerError(
                 where, expected=f"a template of at most {_MAX_TEMPLATE} characters", got=str(len(source))
             )
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            self._process = TemplateProcess(source)
+        except TemplateError as error:
             raise TokenizerError(where, expected="a Jinja template", got=str(error)) from None
 
     @classmethod
@@ -74,21 +61,13 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
         """The prompt, special tokens written out.
 
-        Raises RequestError where the template refuses the messages, or fails on them.
+        Raises RequestError where the template refuses the messages, fails on them, or takes too long.
         """
         names = {**self._special, **variables, "messages": messages, "add_generation_prompt": add_generation_prompt}
-        pieces, size = [], 0
         try:
-            for piece in self._template.generate(names):
-                size += len(piece)
-                if size > _MAX_RENDERED:
-                    raise RequestError("chat template", expected=f"at most {_MAX_RENDERED} characters", got="more")
-                pieces.append(piece)
-        except RequestError:
-            raise
-        except Exception as error:  # a template runs what its author wrote: whatever fails is its failure
-            raise RequestError(self._where, expected="messages that it takes", got=str(error)) from error
-        return "".join(pieces)
+            return self._process.render(names)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise RequestError(self._where, expected="messages that it takes", got=str(error)) from None
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -108,12 +87,3 @@ def _default(template: object) -> str | None:
 def _token_text(token: object) -> str | None:
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-def _to_json(value: object, indent: int | None = None, ensure_ascii: bool = False, sort_keys: bool = False) -> str:
-    """Plain JSON, where Jinja's own filter would escape for HTML."""
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dsv3export.errors import RequestError, TokenizerError
+from dsv3export.runtime.chat_sandbox import process
 from dsv3export.runtime.chat_template import ChatTemplate
 from dsv3export.runtime.tokenizer import Tokenizer
 
@@ -81,6 +84,8 @@ def test_none_is_said(tmp_path: Path, files: dict[str, str]) -> None:
         "{{ 1 / 0 }}",
         "{% for i in range(10000000) %}x{% endfor %}",
         "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+        "{{ 'x' * 10 ** 10 ~ messages }}",
+        "{% set all = namespace(x='x') %}{% for i in range(60) %}{% set all.x = all.x + all.x %}{% endfor %}",
     ],
 )
 def test_a_template_that_fails_or_reaches_out_is_one_error(source: str) -> None:
@@ -97,3 +102,49 @@ def test_text_that_is_no_template(source: str) -> None:
 def test_variables_reach_the_template() -> None:
     found: Any = template("{{ bos_token }}{{ thinking }}{{ strftime_now('%Y')[:2] }}").render(USER, thinking=True)
     assert found == "<s>True20"
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "CPU_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_template_without_end_is_ended_and_the_next_rendering_works() -> None:
+    rows = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    found = template("{% if long %}" + rows + "{% endif %}ok")
+    for _ in range(2):
+        with pytest.raises(RequestError, match="more than 0 seconds"):
+            found.render(USER, long=True)
+        assert found.render(USER) == "ok"
+
+
+@pytest.mark.parametrize("source", ["{{ 7 ** 1000000000 }}", "{{ 7 ** messages[0].power }}"])
+@pytest.mark.usefixtures("_impatient")
+def test_a_number_without_end_is_ended(source: str) -> None:
+    """One operation of Python, which no count of loops would see: while it is compiled, and while it runs."""
+    with pytest.raises((TokenizerError, RequestError), match="more than 0 seconds"):
+        template(source).render([{"power": 10**9}])
+
+
+def test_threads_share_a_template() -> None:
+    found = template("{{ messages[0].content }}")
+    with ThreadPoolExecutor(4) as pool:
+        texts = pool.map(lambda i: found.render([{"content": str(i) * 1000}]), range(40))
+    assert list(texts) == [str(i) * 1000 for i in range(40)]
+
+
+def test_what_json_does_not_have_is_refused_and_odd_text_is_kept() -> None:
+    found = template("{{ text }}")
+    assert found.render(USER, text="\ud800 \x00 \U0001f600") == "\ud800 \x00 \U0001f600"
+    with pytest.raises(RequestError, match="not JSON serializable"):
+        found.render(USER, text=object())
+
+
+def test_its_process_ends_with_it() -> None:
+    found = template("a")
+    child = found._process._process
+    assert child is not None and child.poll() is None
+    del found
+    gc.collect()
+    assert child.returncode is not None
