@@ -105,13 +105,14 @@ def command(
         for name, results, each in zip(names, measured, loaded, strict=True)
     ]
     ratios = [_ratios(mine, theirs) for mine, theirs in zip(measured[0], measured[-1], strict=True)] if compare else []
-    if plot and form:
-        _draw(plot, form, dict(zip(names, measured, strict=True)))
     if as_json:
         result = {"results": [row for each in rows for row in each], "read_bytes_per_second": bandwidth}
         print_json(result | ({"ratios": ratios} if compare else {}))
     else:
         _print(rows, ratios, bandwidth)
+    if plot and form:
+        # After the results are out: they took long, and a disk may be full by now.
+        _draw(plot, form, dict(zip(names, measured, strict=True)))
     lowest = min((min(each["prefill"], each["decode"]) for each in ratios), default=float("inf"))
     if min_ratio is not None and lowest < min_ratio:
         click.echo(f"dsv3export: a rate is {lowest:.2f} times the other's, below {min_ratio:g}", err=True)
@@ -119,11 +120,17 @@ def command(
 
 
 def _plot_format(plot: Path | None) -> Any:
+    """What to draw, before minutes are spent on it. Raises UserError where that could not be done."""
     if plot is None:
         return None
+    from dsv3export.bench.plot import require_matplotlib
+    from dsv3export.engine.resources import require_writable
+
     form = plot.suffix.removeprefix(".")
     if form not in ("png", "svg"):
         raise RequestError("--plot", expected="a file that ends with .png or .svg", got=plot.name)
+    require_matplotlib()
+    require_writable(plot)
     return form
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 from dsv3export.bench.measure import Case, Measured
@@ -12,17 +13,22 @@ from dsv3export.errors import BackendError
 _COLOURS = ("#2a78d6", "#d4561a")
 
 
+def require_matplotlib() -> None:
+    """Raises BackendError without it."""
+    if find_spec("matplotlib") is None:
+        raise BackendError(
+            "--plot", expected="the package matplotlib", got="none installed", fix="pip install 'dsv3export[plot]'"
+        )
+
+
 def bench_plot(measured: Mapping[str, Sequence[Measured]], form: Literal["png", "svg"]) -> bytes:
     """Prefill and decode rates of each engine by case, with the spread of the repeats.
 
     Raises BackendError without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BackendError(
-            "--plot", expected="the package matplotlib", got="none installed", fix="pip install 'dsv3export[plot]'"
-        ) from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     cases = [one.case for one in next(iter(measured.values()))]
     figure = Figure(figsize=(2.5 + 1.6 * len(cases), 6.5), layout="constrained")
     width = 0.8 / len(measured)

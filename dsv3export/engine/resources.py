@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,16 @@ def resource_errors(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         fix = _FIXES.get(error.errno or 0, "")
         raise ResourceError(f"cannot write {path}: {reason}", fix=fix) from error
+
+
+def require_writable(path: Path) -> None:
+    """Before long work whose result `path` shall get: raises ResourceError where that file cannot be written now."""
+    if path.is_dir():
+        raise ResourceError(str(path), expected="a file to write", got="a folder")
+    with resource_errors(path):
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+        probe.touch()
+        probe.unlink()
 
 
 def require_free_disk(folder: Path, nbytes: int) -> None:

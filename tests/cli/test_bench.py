@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dsv3export.bench import bandwidth
+from dsv3export.bench import bandwidth, measure, plot
+from dsv3export.errors import ResourceError
 from tests.support.command_line import assert_refused, run_here
 
 QUICK = ("--new-tokens", "4", "--repeats", "1", "--threads", "1", "--quiet")
@@ -32,11 +33,11 @@ def test_json_has_every_case(tiny_engine: Path) -> None:
 
 
 def test_tables_ratios_and_a_picture(tiny_engine: Path, tmp_path: Path) -> None:
-    plot = tmp_path / "rates.png"
-    options = ("--prompt-tokens", "8", "--speculate", "0,1", *QUICK, "--compare", tiny_engine, "--plot", plot)
+    picture = tmp_path / "rates.png"
+    options = ("--prompt-tokens", "8", "--speculate", "0,1", *QUICK, "--compare", tiny_engine, "--plot", picture)
     outcome = run_here("bench", tiny_engine, *options)
     assert outcome.code == 0 and "first / second" in outcome.out and "GB/s" in outcome.out
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("ratio", "code"), [("0.0001", 0), ("1000", 1)])
@@ -56,8 +57,31 @@ def test_a_ratio_is_a_gate(tiny_engine: Path, ratio: str, code: int) -> None:
         (("--batch", "1,x"), ("--batch", "'1,x'")),
         (("--min-ratio", "1"), ("--min-ratio", "--compare")),
         (("--plot", "rates.pdf"), ("--plot", ".png or .svg", "rates.pdf")),
+        (("--plot", "missing/rates.png"), ("cannot write missing/rates.png", "No such file")),
         (("--prompt-tokens", "5000"), ("1024",)),
     ],
 )
 def test_what_is_refused(tiny_engine: Path, tmp_path: Path, options: tuple[str, ...], says: tuple[str, ...]) -> None:
     assert_refused(run_here("bench", tiny_engine, *options), says, tmp_path)
+
+
+def test_what_cannot_be_drawn_is_said_before_measuring(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(measure, "measure", pytest.fail)
+    outcome = run_here("bench", tiny_engine, *QUICK, "--plot", tmp_path / "rates.png")
+    assert_refused(outcome, ("--plot", "matplotlib", "dsv3export[plot]"), tmp_path)
+
+
+def test_results_are_printed_even_if_drawing_fails(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise ResourceError("no space left")
+
+    monkeypatch.setattr(plot, "bench_plot", fail)
+    options = ("--prompt-tokens", "8", *QUICK, "--json", "--plot", tmp_path / "rates.png")
+    outcome = run_here("bench", tiny_engine, *options)
+    assert outcome.code == 2 and "no space left" in outcome.err
+    assert len(json.loads(outcome.out)["results"]) == 1
