@@ -151,7 +151,8 @@ def prefix_cache_for(session: Session, nbytes: int | None, drafting: bool = Fals
     if not nbytes:
         return None
     if not session.cache_on_host:
-        raise BackendError("prefix cache", expected="an engine that computes on the CPU", got="one on a device")
+        expected = "an engine that computes on the CPU, in one process"
+        raise BackendError("prefix cache", expected=expected, got="one on a device or over several ranks")
     layouts = [session.cache_layout]
     if drafting:
         layouts.append(drafter(session).draft_cache_layout)

@@ -1,63 +1,38 @@
-"""Ranks as threads: the toy model over several of them computes what it computes in one piece."""
+"""The toy model over ranks that are threads computes what it computes in one piece."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
 
 from dsv3export.engine.parallel import Layout
-from dsv3export.runtime.distributed.follow import follow
-from dsv3export.runtime.distributed.in_process import InProcessCommunicator, run_ranks
-from dsv3export.runtime.distributed.load import has_drafts, load_worker, open_rank, parallel_of
-from dsv3export.runtime.distributed.session import DistributedSession, Model
+from dsv3export.errors import BackendError, EngineError
+from dsv3export.runtime.distributed.load import open_rank
+from dsv3export.runtime.distributed.session import DistributedSession
+from dsv3export.runtime.engine import Engine
 from dsv3export.runtime.latent_cache import LatentCache
+from dsv3export.runtime.session import Logits
 from tests.runtime.toy_model import ToySession
+from tests.support.ranks import lead
 
-T = TypeVar("T")
 LAYOUTS = [Layout(1, 2, 1), Layout(2, 1, 1), Layout(2, 2, 1)]
-
-
-def lead(engine: Path, work: Callable[[DistributedSession], T]) -> T:
-    """Runs `work` at rank 0 of an engine whose other ranks follow, as threads."""
-    world = parallel_of(open_rank(engine, 0)).layout.world
-
-    def run(communicator: InProcessCommunicator) -> T | None:
-        files = open_rank(engine, communicator.rank)
-        worker = load_worker(files, communicator, 1)
-        config = files.config
-        if communicator.rank:
-            follow(worker, communicator, config.hidden_size)
-            return None
-        model = Model("toy", config.vocab_size, config.hidden_size, has_drafts(worker))
-        session = DistributedSession(worker, communicator, parallel_of(files).layout, model, lambda: None)
-        try:
-            return work(session)
-        finally:
-            session.close()
-
-    result = run_ranks(world, run)[0]
-    assert result is not None
-    return result
+ToyRanks = Callable[[Layout], Path]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=Layout.describe)
-def test_steps_of_ragged_batches(toy_ranks: Callable[[Layout], Path], layout: Layout) -> None:
+def test_steps_of_ragged_batches(toy_ranks: ToyRanks, layout: Layout) -> None:
     path = toy_ranks(layout)
     vocab = open_rank(path, 0).config.vocab_size
 
-    def steps(session: DistributedSession | ToySession) -> list[np.ndarray]:
+    def steps(session: DistributedSession | ToySession) -> list[Logits]:
         drawn = np.random.default_rng(1)
         cache = LatentCache(session.cache_layout, 4, 96)
         results = []
-        for slots, length, starts in (
-            (range(1, 4), 5, [0, 0, 0]),
-            (range(1, 2), 80, [5]),
-            (range(4), 2, [0, 85, 3, 5]),
-        ):
+        # the second is long enough to be cut into micro-batches
+        for slots, length, starts in ((range(1, 4), 5, [0, 0, 0]), (range(1, 2), 80, [5]), (range(4), 2, [0, 85, 3, 5])):
             ids = drawn.integers(0, vocab, (len(slots), length))
             rows = drawn.permutation(len(slots) * length)[:7]
             results.append(session.step(ids, np.array(starts), cache, slots, rows))
@@ -65,3 +40,49 @@ def test_steps_of_ragged_batches(toy_ranks: Callable[[Layout], Path], layout: La
 
     for mine, right in zip(lead(path, steps), steps(ToySession(vocab)), strict=True):
         np.testing.assert_allclose(mine, right, rtol=0, atol=1e-4)
+
+
+def test_steps_in_flight_have_their_own_results(toy_ranks: ToyRanks) -> None:
+    path = toy_ranks(Layout(2, 1, 1))
+
+    def steps(session: DistributedSession) -> None:
+        cache, ids = LatentCache(session.cache_layout, 3, 8), np.array([[5], [6], [7]])
+        right = session.step(ids, np.zeros(3, np.int64), cache, range(3), np.arange(3))
+        begun = [
+            session.begin_step(ids[i : i + 1], np.zeros(1, np.int64), cache, range(i, i + 1), np.zeros(1, np.int64))
+            for i in range(3)
+        ]
+        for i in (2, 0, 1):
+            np.testing.assert_array_equal(begun[i]()[0], right[i])
+
+    lead(path, steps)
+
+
+def test_caches_that_are_gone_are_freed_everywhere(toy_ranks: ToyRanks) -> None:
+    def steps(session: DistributedSession) -> list[int]:
+        ids, zero = np.array([[5]]), np.zeros(1, np.int64)
+        sizes = []
+        for slots in (4, 2):
+            cache = LatentCache(session.cache_layout, slots, 16)
+            session.step(ids, zero, cache, range(1), zero)
+            sizes.append(session.figures()[1].cache_bytes)
+            del cache
+        return sizes
+
+    before, after = lead(toy_ranks(Layout(2, 1, 1)), steps)
+    assert before == 2 * after > 0
+
+
+def test_it_keeps_no_prefixes_and_says_so(toy_ranks: ToyRanks) -> None:
+    path = toy_ranks(Layout(2, 1, 1))
+
+    def load(session: DistributedSession) -> None:
+        with pytest.raises(BackendError, match="prefix cache: .*several ranks"):
+            Engine(open_rank(path, 0), session, prefix_cache=1 << 20)
+
+    lead(path, load)
+
+
+def test_an_engine_for_ranks_wants_ranks(toy_ranks: ToyRanks) -> None:
+    with pytest.raises(EngineError, match=r"expected 2 ranks, got a single process\. Run it with --nproc 2"):
+        Engine.load(toy_ranks(Layout(2, 1, 1)))
