@@ -12,7 +12,10 @@ from dsv3export.cli.options import Invocation
 from dsv3export.errors import RequestError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_SHUTDOWN_SECONDS = 10
+# How long a rank may take to end when the launcher tells it to.
+SHUTDOWN_SECONDS = 10
+# How long rank 0 looks whether that is because another one is gone.
+LOOK_SECONDS = 2.0
 
 
 def ranks_options(function: Function) -> Function:
@@ -40,7 +43,7 @@ def take_place(
     nproc: int | None,
     fault_timeout: float,
     threads: int | None,
-    shutdown_seconds: int = _SHUTDOWN_SECONDS,
+    shutdown_seconds: int = SHUTDOWN_SECONDS,
 ) -> None:
     """Returns in the process that is to do the command's work: the only one there is, or rank 0.
 

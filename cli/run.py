@@ -27,6 +27,7 @@ from dsv3export.cli.transcript import Stats, Transcript
 from dsv3export.errors import RequestError
 
 if TYPE_CHECKING:
+    from dsv3export.runtime.distributed.worker import RankFigures
     from dsv3export.runtime.engine import Engine
     from dsv3export.runtime.providers import Choice
 
@@ -166,10 +167,14 @@ def _continue(
             "finish_reason": transcript.finish_reason,
             "stats": asdict(measured),
         }
+        if ranks := engine.rank_figures():
+            result["ranks"] = [asdict(each) for each in ranks]
         logprobs = {} if how["logprobs"] is None else {"logprobs": [asdict(each) for each in transcript.logprobs]}
         print_json(result | logprobs)
     if stats:
         click.echo(summary(measured), err=True)
+        for each in engine.rank_figures():
+            click.echo(rank_summary(each), err=True)
 
 
 def _print_as_it_comes(texts: Iterable[str]) -> None:
@@ -192,6 +197,16 @@ def summary(stats: Stats) -> str:
         f"cache {bytes_text(stats.cache_bytes)}; "
         f"peak memory {bytes_text(stats.peak_memory_bytes)}"
         + (f"; {stats.accepted_drafts} of {stats.drafted_tokens} drafts accepted" if stats.drafted_tokens else "")
+    )
+
+
+def rank_summary(figures: RankFigures) -> str:
+    """What one rank has done, on one line."""
+    sent = figures.all_reduce_bytes + figures.gather_bytes + figures.send_bytes
+    return (
+        f"rank {figures.rank}: computed {figures.compute_seconds:.3f} s, waited for others"
+        f" {figures.communication_seconds:.3f} s; sent {bytes_text(sent)} and {bytes_text(figures.control_bytes)} of"
+        f" commands; cache {bytes_text(figures.cache_bytes)}; peak memory {bytes_text(figures.peak_memory_bytes)}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import click
 
 from dsv3export.cli.byte_size import byte_size
 from dsv3export.cli.command import Command
+from dsv3export.cli.launch import LOOK_SECONDS, SHUTDOWN_SECONDS, ranks_options, take_place
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
@@ -24,12 +26,15 @@ from dsv3export.cli.options import (
 from dsv3export.cli.tables import bytes_text
 
 if TYPE_CHECKING:
+    from dsv3export.runtime.async_engine import AsyncEngine
+    from dsv3export.runtime.distributed.faults import JobFault
     from dsv3export.runtime.providers import Choice
 
 EXAMPLES = (
     "dsv3export serve tiny.engine",
     "dsv3export serve tiny.engine --port 9000 --slots 16 --context 4096 --prefix-cache 1GiB",
     "dsv3export serve tiny.engine --host 0.0.0.0 --api-key secret",
+    "dsv3export serve tp2.engine --nproc 2",
 )
 DEFAULT_CONTEXT = 8192
 
@@ -56,18 +61,20 @@ DEFAULT_CONTEXT = 8192
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
 @speculate_option
+@ranks_options
 @quiet_option
 @verbose_option
 def command(
     engine: Path, host: str, port: int, slots: int, max_waiting: int, context: int | None, prefix_cache: int | None,
     api_key: str | None, model_name: str | None, timeout: float, drain: int, max_body: int, threads: int | None,
-    provider: Choice, speculate: int, quiet: bool,
+    provider: Choice, speculate: int, nproc: int | None, fault_timeout: float, quiet: bool,
 ) -> None:  # fmt: skip
     """Serve ENGINE over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
     Requests of all clients run in one batch. / is a page to chat with the model, /health and /metrics (Prometheus) are
     for those who watch. Each request is a line of JSON on stderr. SIGTERM finishes what runs.
     """
+    take_place(engine, nproc, fault_timeout, threads, drain + SHUTDOWN_SECONDS)
     from dsv3export.runtime.async_engine import AsyncEngine
     from dsv3export.serve.app import create_app
     from dsv3export.serve.server import Server, address, listen
@@ -83,21 +90,31 @@ def command(
             capacity=context or DEFAULT_CONTEXT,
             prefix_cache=prefix_cache,
             speculate=speculate,
+            fault_timeout=fault_timeout,
         )
         running = AsyncEngine(loaded, max_waiting)
         settings = ServerSettings(model_name or engine.resolve().name, api_key, timeout, max_body)
         app = create_app(running, settings)
         _log_to_stderr(quiet)
+        watch = loaded.watch
+        if watch:
+            watch.listen(lambda fault: _give_up(running, fault))
         room = f"{slots} slots of {loaded.limits.context} tokens ({bytes_text(running.batcher.cache_bytes)})"
         click.echo(f"dsv3export: {settings.model} on {address(listening)}, {room}", err=True)
 
         async def serve() -> None:
             try:
-                await Server(app, drain).serve([listening])
+                await Server(app, drain, partial(watch.look, LOOK_SECONDS) if watch else None).serve([listening])
             finally:
                 await running.close(timeout=0)
 
         asyncio.run(serve())
+
+
+def _give_up(running: AsyncEngine, fault: JobFault) -> None:
+    """A rank is gone: all requests get 503 from now on, until the watch ends this process."""
+    running.fail(fault)
+    click.echo(f"dsv3export: error: {fault}", err=True)
 
 
 def _log_to_stderr(quiet: bool) -> None:

@@ -31,12 +31,16 @@ class AsyncEngine:
         engine: Not to be used otherwise meanwhile. Its `capacity` bounds prompt + new tokens of a request, its
             `max_batch` how many run at once; a cache for all of them is allocated.
         max_waiting: How many more may wait.
+
+    Attributes:
+        fault: What it was told to `fail` with; None while all is well.
     """
 
     def __init__(self, engine: Engine, max_waiting: int = 256) -> None:
         self.engine = engine
         self.batcher = engine.batcher(engine.max_batch, engine.limits.context)
         self._service = BatchService(self.batcher, max_waiting)
+        self.fault: UserError | None = None
 
     @classmethod
     def load(cls, path: str | PathLike[str], threads: int | None = None, *, max_waiting: int = 256, max_batch: int = 8,
@@ -99,6 +103,11 @@ class AsyncEngine:
                 alarm.cancel()
             if not ended:
                 self._service.cancel(ticket)
+
+    def fail(self, error: UserError) -> None:
+        """All requests, those to come too, end with this error. May be called from any thread."""
+        self.fault = error
+        self._service.fail(error)
 
     async def close(self, timeout: float | None = None) -> bool:
         """Finishes what runs and waits, for `timeout` seconds at most, and ends the rest; whether all was finished."""

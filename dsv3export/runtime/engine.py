@@ -29,7 +29,7 @@ from dsv3export.runtime.generation import (
 from dsv3export.runtime.providers import Choice, check_choice, open_provider
 from dsv3export.runtime.request_maker import Prompt, RequestMaker, TokenIds
 from dsv3export.runtime.requests import Limits
-from dsv3export.runtime.session import BoundedSession, ClosableSession, Logits, Session
+from dsv3export.runtime.session import BoundedSession, Logits, RankedSession, Session
 from dsv3export.runtime.tensorrt_module import FLAVOURS
 from dsv3export.runtime.tokenizer import Tokenizer
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from dsv3export.config import ModelConfig
     from dsv3export.engine.manifest import Manifest
     from dsv3export.progress import Progress
+    from dsv3export.runtime.distributed.watch import Watch
+    from dsv3export.runtime.distributed.worker import RankFigures
     from dsv3export.runtime.request_maker import GenerationOptions
 
 Batch = list[str] | Sequence[TokenIds]
@@ -138,8 +140,17 @@ class Engine:
 
     def close(self) -> None:
         """Ends the other ranks of an engine of several; nothing is to be done for others."""
-        if isinstance(self.session, ClosableSession):
+        if isinstance(self.session, RankedSession):
             self.session.close()
+
+    def rank_figures(self) -> list[RankFigures]:
+        """What each rank has done so far; empty for an engine that runs in this process alone."""
+        return self.session.figures() if isinstance(self.session, RankedSession) else []
+
+    @property
+    def watch(self) -> Watch | None:
+        """What notices that another rank is gone; None where there are no others."""
+        return self.session.watch if isinstance(self.session, RankedSession) else None
 
     @property
     def config(self) -> ModelConfig:

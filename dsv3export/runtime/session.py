@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
+
+if TYPE_CHECKING:
+    from dsv3export.runtime.distributed.watch import Watch
+    from dsv3export.runtime.distributed.worker import RankFigures
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Logits = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -58,10 +62,19 @@ class BoundedSession(Protocol):
 
 
 @runtime_checkable
-class ClosableSession(Protocol):
-    """A session that holds others, e.g. the ranks of other processes, until it is closed."""
+class RankedSession(Protocol):
+    """A session whose steps run on several ranks; `watch` notices when one is gone."""
 
-    def close(self) -> None: ...
+    @property
+    def watch(self) -> Watch | None: ...
+
+    def figures(self) -> list[RankFigures]:
+        """What each rank has done so far."""
+        ...
+
+    def close(self) -> None:
+        """Ends the other ranks."""
+        ...
 
 
 class DraftingSession(Session, Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Literal
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -33,13 +34,19 @@ async def model(name: str, http: HttpRequest) -> Model:
     return found
 
 
-@router.get("/health", responses={503: {"model": Health, "description": "The server is shutting down."}})
+@router.get(
+    "/health",
+    responses={503: {"model": Health, "description": "The server is shutting down, or one of its ranks is gone."}},
+)
 async def health(http: HttpRequest, response: Response) -> Health:
     """Whether requests are taken."""
     state = state_of(http)
     now = state.engine.state
-    response.status_code = 503 if state.stopping else 200
-    return Health(status="stopping" if state.stopping else "ok", running=now.running, waiting=now.waiting)
+    status: Literal["ok", "stopping", "failing"] = "stopping" if state.stopping else "ok"
+    if state.engine.fault:
+        status = "failing"
+    response.status_code = 200 if status == "ok" else 503
+    return Health(status=status, running=now.running, waiting=now.waiting)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

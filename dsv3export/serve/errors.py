@@ -12,11 +12,13 @@ from starlette.exceptions import HTTPException
 from dsv3export.errors import RequestError, TokenizerError, UserError
 from dsv3export.runtime.async_engine import TooSlowError
 from dsv3export.runtime.batching.service import BusyError, ClosedError
+from dsv3export.runtime.distributed.faults import JobFault
 from dsv3export.serve.schemas import ErrorAnswer, ErrorDetail
 
 _RETRY_SECONDS = "1"
 _STATUS: tuple[tuple[type[UserError], int, str], ...] = (
     (BusyError, 429, "rate_limit_exceeded"),
+    (JobFault, 503, "engine_failing"),
     (ClosedError, 503, "shutting_down"),
     (TooSlowError, 504, "timeout"),
     (RequestError, 400, "invalid_request"),
@@ -27,7 +29,7 @@ _MEANING = {
     401: "The API key is missing or wrong.",
     413: "The body is too large.",
     429: "Too many requests wait.",
-    503: "The server is shutting down.",
+    503: "The server is shutting down, or one of its ranks is gone.",
     504: "The request took too long.",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {

@@ -210,6 +210,6 @@ class ErrorAnswer(_Message):
 
 
 class Health(_Message):
-    status: Literal["ok", "stopping"]
+    status: Literal["ok", "stopping", "failing"]
     running: int
     waiting: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -35,15 +35,22 @@ def address(listening: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """SIGTERM or SIGINT: takes no more connections, finishes what runs, ends; a second signal ends at once."""
+    """SIGTERM or SIGINT: takes no more connections, finishes what runs, ends; a second signal ends at once.
 
-    def __init__(self, app: FastAPI, drain_seconds: int) -> None:
+    Args:
+        drain_seconds: How long what runs may take.
+        look: Whether a fault is what the signal is for, in a thread of its own; then the server goes on, to say so,
+            until whoever found the fault ends the process.
+    """
+
+    def __init__(self, app: FastAPI, drain_seconds: int, look: Callable[[], object] | None = None) -> None:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, lifespan="off",
             timeout_graceful_shutdown=drain_seconds, timeout_keep_alive=30,
         )  # fmt: skip
         super().__init__(config)
-        self._app = app
+        self._app, self._look = app, look
+        self._looking: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -59,5 +66,15 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
+        if self._look and not self._looking:
+            self._looking = asyncio.create_task(self._stop_unless_faulty(self._look))
+            return
+        self._end()
+
+    async def _stop_unless_faulty(self, look: Callable[[], object]) -> None:
+        if not await asyncio.to_thread(look):
+            self._end()
+
+    def _end(self) -> None:
         self.force_exit = self.should_exit
         self.should_exit = self._app.state.server.stopping = True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dsv3export import Engine
+from dsv3export.engine.parallel import Layout
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.graphs import Executor
 from dsv3export.graphs.build import build_engine
@@ -75,3 +76,17 @@ def replayed_rtx(recorded_rtx: Callable[..., RecordedEngine]) -> Callable[..., R
     from tests.support.replayed_engine import ReplayedEngine
 
     return cache(lambda *wanted: ReplayedEngine(recorded_rtx(*wanted)))
+
+
+@pytest.fixture(scope="session")
+def rank_engine(tiny_fp8: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout], Path]:
+    """``rank_engine(layout)``: the FP8 checkpoint's engine for several ranks; built once, not to be altered."""
+    folder = tmp_path_factory.mktemp("ranks")
+
+    @cache
+    def built(layout: Layout) -> Path:
+        out = folder / layout.describe().replace(" ", "")
+        build_engine(tiny_fp8, out, layout=layout)
+        return out
+
+    return built

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ import pytest
 
 from dsv3export.engine.parallel import Layout
 from dsv3export.engine.reader import EngineFiles
-from dsv3export.graphs.build import build_engine
 from dsv3export.runtime.distributed.load import parallel_of
 from dsv3export.runtime.distributed.session import DistributedSession
 from dsv3export.runtime.distributed.worker import RankFigures
 from dsv3export.runtime.engine import Engine
 from dsv3export.runtime.latent_cache import LatentCache
+from dsv3export.runtime.session import Logits
 from tests.support.ranks import lead
 
 LAYOUTS = [
@@ -29,45 +29,44 @@ LAYOUTS = [
 ]
 TOLERANCE = 1e-4
 # Ragged, and the last one long enough for micro-batches.
-PROMPTS = [[5, 17, 99], [300], [int(token) for token in np.random.default_rng(0).integers(3, 2000, 150)]]
+PROMPTS = [[5, 17, 99], [300], [int(token) for token in np.random.default_rng(0).integers(3, 2000, 70)]]
 RankEngine = Callable[[Layout], Path]
 
 
-@pytest.fixture(scope="session")
-def rank_engine(tiny_fp8: Path, tmp_path_factory: pytest.TempPathFactory) -> RankEngine:
-    folder = tmp_path_factory.mktemp("ranks")
+@dataclass(frozen=True)
+class Right:
+    """What one process computes."""
 
-    @cache
-    def built(layout: Layout) -> Path:
-        out = folder / layout.describe().replace(" ", "")
-        build_engine(tiny_fp8, out, layout=layout)
-        return out
+    logits: Logits
+    drafts: Logits
+    greedy: list[list[int]]
+    sampled: list[int]
 
-    return built
+    @classmethod
+    def of(cls, engine: Engine) -> Right:
+        greedy = [result.token_ids for result in engine.generate(PROMPTS, 8, ignore_eos=True)]
+        sampled = engine.generate(PROMPTS[0], 8, temperature=0.8, seed=3).token_ids
+        return cls(engine.logits(PROMPTS[2]), engine.draft_logits(PROMPTS[2][:20]), greedy, sampled)
 
 
 @pytest.fixture(scope="module")
-def single(tiny_engine: Path) -> Engine:
-    return Engine.load(tiny_engine, threads=1)
+def right(tiny_engine: Path) -> Right:
+    return Right.of(Engine.load(tiny_engine, threads=1))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=Layout.describe)
-def test_ranks_compute_what_one_process_does(rank_engine: RankEngine, single: Engine, layout: Layout) -> None:
+def test_ranks_compute_what_one_process_does(rank_engine: RankEngine, right: Right, layout: Layout) -> None:
     path = rank_engine(layout)
     files = EngineFiles.open(path)
 
     def work(session: DistributedSession) -> None:
-        engine = Engine(files, session, max_batch=2)
-        np.testing.assert_allclose(engine.logits(PROMPTS[2]), single.logits(PROMPTS[2]), rtol=0, atol=TOLERANCE)
-        drafts, right = engine.draft_logits(PROMPTS[2][:40]), single.draft_logits(PROMPTS[2][:40])
-        np.testing.assert_allclose(drafts, right, rtol=0, atol=TOLERANCE)
-        sampled = [each.generate(PROMPTS[0], 8, temperature=0.8, seed=3).token_ids for each in (engine, single)]
-        assert sampled[0] == sampled[1]
-        greedy = [result.token_ids for result in single.generate(PROMPTS, 12, ignore_eos=True)]
-        for speculate in (0, 2):
-            engine = Engine(files, session, max_batch=2, speculate=speculate)
-            assert [result.token_ids for result in engine.generate(PROMPTS, 12, ignore_eos=True)] == greedy
-            assert (engine.speculation.drafted > 0) == (speculate > 0)
+        mine = Right.of(Engine(files, session, max_batch=2))
+        np.testing.assert_allclose(mine.logits, right.logits, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(mine.drafts, right.drafts, rtol=0, atol=TOLERANCE)
+        assert (mine.greedy, mine.sampled) == (right.greedy, right.sampled)
+        drafting = Engine(files, session, max_batch=2, speculate=2)
+        assert [result.token_ids for result in drafting.generate(PROMPTS, 8, ignore_eos=True)] == right.greedy
+        assert drafting.speculation.drafted > 0
 
     lead(path, work)
 
@@ -87,7 +86,7 @@ def test_the_wire_carries_what_the_plan_says(rank_engine: RankEngine, layout: La
 
     before, after = lead(path, measure)
     for plan, first, second in zip(plans, before, after, strict=True):
-        expected = {op: 0.0 for op in ("all_reduce", "gather", "send")}
+        expected = dict.fromkeys(("all_reduce", "gather", "send"), 0.0)
         for each in plan.traffic:
             expected[each.op] += float(each.sent_per_row) * (batch * length if each.row == "token" else rows)
         sent = {

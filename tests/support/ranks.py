@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from dsv3export.runtime.distributed.follow import follow
 from dsv3export.runtime.distributed.in_process import InProcessCommunicator, run_ranks
-from dsv3export.runtime.distributed.load import has_drafts, load_worker, open_rank, parallel_of
+from dsv3export.runtime.distributed.load import load_worker, open_rank, parallel_of
 from dsv3export.runtime.distributed.session import DistributedSession, Model
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dsv3export.errors import BackendError, ResourceError
+from dsv3export.errors import BackendError, ResourceError, UserError
 from dsv3export.runtime.batching.batcher import Batcher, Outcome
 from dsv3export.runtime.generation import Piece, Request
 
@@ -52,6 +52,7 @@ class BatchService:
         self._names: dict[int, int] = {}  # the batcher's ticket -> ours
         self._tickets = 0
         self._closing = False
+        self._failure: UserError | None = None
         self._thread = threading.Thread(target=self._run, name="dsv3export-batch", daemon=True)
         self._thread.start()
 
@@ -68,8 +69,11 @@ class BatchService:
         Raises:
             BusyError: Too many wait already.
             ClosedError: The service is closing.
+            UserError: It was told to `fail` with that.
         """
         with self._changed:
+            if self._failure:
+                raise self._failure
             if self._closing:
                 raise ClosedError("this service is shutting down")
             there = self._batcher.running + self._batcher.waiting + len(self._submitted)
@@ -110,6 +114,18 @@ class BatchService:
         for deliver in refused:
             deliver(ClosedError("this service was shut down"))
         self._thread.join()
+
+    def fail(self, error: UserError) -> None:
+        """What runs, what waits and what comes gets this error, also while a step hangs."""
+        with self._changed:
+            self._failure = error
+            self._closing = True
+            left = [*self._deliver.values(), *(deliver for _, deliver in self._submitted.values())]
+            self._cancelled |= set(self._names.values())
+            self._submitted.clear()
+            self._changed.notify()
+        for deliver in left:
+            deliver(error)
 
     def _run(self) -> None:
         try:

@@ -87,8 +87,13 @@ class DistributedSession:
         self._dropped: deque[int] = deque()
         self._in_flight: deque[_InFlight] = deque()
         self._lock = threading.RLock()
-        self.watch = watch
+        self._watch = watch
         self._closing = finalize(self, _close, communicator, leave)
+
+    @property
+    def watch(self) -> Watch | None:
+        """See `RankedSession`."""
+        return self._watch
 
     def step(
         self, input_ids: IntArray, start: IntArray, cache: LatentCache, slots: range, logit_rows: IntArray

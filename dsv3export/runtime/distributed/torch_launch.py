@@ -83,7 +83,7 @@ def launch(arguments: Sequence[str], ranks: int, shutdown_seconds: int) -> int:
 
     Raises JobFault where a rank was ended by a signal and none of the others has said so.
     """
-    logging.getLogger("torch").setLevel(logging.CRITICAL)  # the ranks say what there is to say
+    logging.disable(logging.ERROR)  # the ranks say what there is to say
     rendezvous_handler_registry.register(_BACKEND, _loopback)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, rdzv_backend=_BACKEND,

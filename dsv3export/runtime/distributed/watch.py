@@ -8,6 +8,7 @@ writes down what happened, and the others follow it.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -90,6 +91,7 @@ class Watch:
 
     def start(self) -> None:
         """Begins to beat. The others are watched once they have `met`."""
+        atexit.register(self._leave_after_fault)
         process = self._processes[self._rank]
         self._store.set(f"process/{self._rank}", json.dumps(vars(process)))
         for target in (self._beat, self._guard):
@@ -151,7 +153,7 @@ class Watch:
         return self.fault
 
     def listen(self, listener: Callable[[JobFault], None]) -> None:
-        """Calls `listener`, in another thread, when there is a fault."""
+        """Calls `listener`, in another thread, when there is a fault; it tells the user."""
         self._listeners.append(listener)
 
     def end(self) -> NoReturn:
@@ -245,6 +247,8 @@ class Watch:
         assert self.fault is not None
         for listener in self._listeners:
             listener(self.fault)
+            self._said = True
+            self._note()
         culprit = self._processes.get(self.fault.rank)
         if culprit and self.fault.rank != self._rank:
             culprit.kill()
@@ -256,6 +260,13 @@ class Watch:
                 sys.stderr.write(f"dsv3export: error: {self.fault}\n")
                 sys.stderr.flush()
         self._leave(EXIT_CODE)
+
+    def _leave_after_fault(self) -> None:
+        """At the interpreter's end: gloo's threads, which wait for ranks that are gone, would abort the process."""
+        if self.fault:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._leave(EXIT_CODE)
 
     def _say(self) -> None:
         """Rank 0 tells the user by the error that is raised there; notes it for the launcher."""

@@ -32,7 +32,11 @@ def test_steps_of_ragged_batches(toy_ranks: ToyRanks, layout: Layout) -> None:
         cache = LatentCache(session.cache_layout, 4, 96)
         results = []
         # the second is long enough to be cut into micro-batches
-        for slots, length, starts in ((range(1, 4), 5, [0, 0, 0]), (range(1, 2), 80, [5]), (range(4), 2, [0, 85, 3, 5])):
+        for slots, length, starts in (
+            (range(1, 4), 5, [0, 0, 0]),
+            (range(1, 2), 80, [5]),
+            (range(4), 2, [0, 85, 3, 5]),
+        ):
             ids = drawn.integers(0, vocab, (len(slots), length))
             rows = drawn.permutation(len(slots) * length)[:7]
             results.append(session.step(ids, np.array(starts), cache, slots, rows))
@@ -77,7 +81,7 @@ def test_it_keeps_no_prefixes_and_says_so(toy_ranks: ToyRanks) -> None:
     path = toy_ranks(Layout(2, 1, 1))
 
     def load(session: DistributedSession) -> None:
-        with pytest.raises(BackendError, match="prefix cache: .*several ranks"):
+        with pytest.raises(BackendError, match=r"prefix cache: .*several ranks"):
             Engine(open_rank(path, 0), session, prefix_cache=1 << 20)
 
     lead(path, load)

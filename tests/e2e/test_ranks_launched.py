@@ -1,0 +1,165 @@
+"""Ranks as processes, over gloo: what a user starts, and how a job ends when a rank is gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from dsv3export.engine.parallel import Layout
+from dsv3export.runtime.engine import Engine
+from tests.support.job import Job, job
+
+pytestmark = pytest.mark.slow
+
+PROMPT = [5, 17, 99, 200]
+BOUND = 6
+SLACK = 3  # of a machine that does other work too
+RankEngine = Callable[[Layout], Path]
+RUN = ("--prompt-ids", "5,17,99,200", "--max-new-tokens", "12", "--json")
+
+
+@pytest.fixture(scope="module")
+def right(tiny_engine: Path) -> list[int]:
+    return Engine.load(tiny_engine, threads=1).generate(PROMPT, 12).token_ids
+
+
+def prompts(path: Path, count: int = 400) -> Path:
+    """A file of prompts that take a while."""
+    request = {"prompt_token_ids": PROMPT, "max_new_tokens": 100, "ignore_eos": True}
+    path.write_text(f"{json.dumps(request)}\n" * count)
+    return path
+
+
+def copy(source: Path, target: Path) -> None:
+    """A file, or a folder with all that is in it, times included."""
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    """Whether none of them is left, after a moment."""
+    return not psutil.wait_procs(processes, timeout=2)[1]
+
+
+def test_run_starts_its_ranks(rank_engine: RankEngine, right: list[int]) -> None:
+    with job("run", rank_engine(Layout(2, 2, 1)), *RUN, "--speculate", "1", "--nproc", "4") as started:
+        code, out, err = started.end()
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result["token_ids"] == right
+    assert [rank["rank"] for rank in result["ranks"]] == [0, 1, 2, 3]
+    assert all(rank["compute_seconds"] > 0 for rank in result["ranks"])
+
+
+def test_torchrun_starts_them_too(rank_engine: RankEngine, right: list[int]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "dsv3export", "run", str(rank_engine(Layout(2, 1, 1))), *RUN]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["token_ids"] == right
+
+
+def listening(processes: Iterable[psutil.Process]) -> set[str]:
+    """The addresses at which any of them waits for connections."""
+    found = [each for process in processes for each in process.net_connections()]
+    return {each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.parametrize(("rank", "number"), [(1, signal.SIGKILL), (0, signal.SIGSTOP)])
+def test_a_rank_that_is_gone_ends_the_job(
+    rank_engine: RankEngine, tmp_path: Path, rank: int, number: signal.Signals
+) -> None:
+    file = prompts(tmp_path / "prompts.jsonl")
+    options = ("--nproc", "2", "--fault-timeout", str(BOUND))
+    with job("run", rank_engine(Layout(2, 1, 1)), "--input-file", file, *options) as started:
+        assert started.process.stdout is not None
+        started.process.stdout.readline()
+        ranks = started.ranks()
+        assert listening([psutil.Process(started.process.pid), *ranks.values()]) == {"127.0.0.1"}
+        ranks[rank].send_signal(number)
+        since = time.monotonic()
+        code, _, err = started.end(timeout=30)
+        seconds = time.monotonic() - since
+        assert ended(list(ranks.values()))
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert f"rank {rank} on {socket.gethostname()}: " in err
+    causes = ("has ended", "ended by SIGKILL") if number == signal.SIGKILL else ("not heard of",)
+    assert any(cause in err for cause in causes), err
+    assert seconds < BOUND + SLACK
+
+
+def test_another_engine_is_named(rank_engine: RankEngine, tmp_path: Path) -> None:
+    """Rank 1 has a part of another build."""
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    own, other = rank_engine(Layout(1, 2, 1)), rank_engine(Layout(1, 1, 2))
+    for name, source in (("engine.json", own), ("tokenizer", own), ("rank-000", own), ("rank-001", other)):
+        copy(source / name, mixed / name)
+    with job("run", mixed, *RUN, "--nproc", "2") as started:
+        code, out, err = started.end()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert f"rank 1 on {socket.gethostname()}: it has another engine" in err
+
+
+def test_a_part_that_is_missing_is_named(rank_engine: RankEngine, tmp_path: Path) -> None:
+    own = rank_engine(Layout(1, 2, 1))
+    for name in ("engine.json", "tokenizer", "rank-000"):
+        copy(own / name, tmp_path / name)
+    with job("run", tmp_path, *RUN, "--nproc", "2") as started:
+        code, out, err = started.end()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert f"rank 1 on {socket.gethostname()}: " in err
+    assert "rank-001" in err
+
+
+def served(started: Job) -> str:
+    """The address of a server that has started."""
+    return started.wait_for(" on http://").split(" on ")[1].split(",")[0]
+
+
+def test_a_server_answers_and_says_503_when_a_rank_is_gone(rank_engine: RankEngine, right: list[int]) -> None:
+    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 0}
+    options = ("--port", "0", "--quiet", "--nproc", "2", "--fault-timeout", str(BOUND))
+    with job("serve", rank_engine(Layout(2, 1, 1)), *options) as started, httpx.Client(timeout=30) as client:
+        url = served(started)
+        assert client.get(f"{url}/health").json()["status"] == "ok"
+        answer = client.post(f"{url}/v1/completions", json=body)
+        assert answer.json()["usage"]["completion_tokens"] == len(right)
+        ranks = started.ranks()
+        ranks[1].send_signal(signal.SIGSTOP)
+        since = time.monotonic()
+        refused = client.post(f"{url}/v1/completions", json=body)
+        assert refused.status_code == 503
+        assert "rank 1 on " in refused.json()["error"]["message"]
+        health = client.get(f"{url}/health")
+        assert (health.status_code, health.json()["status"]) == (503, "failing")
+        code, _, err = started.end(timeout=30)
+        assert time.monotonic() - since < BOUND + SLACK
+        assert ended(list(ranks.values()))
+    assert code == 2
+    assert err.count("dsv3export: error: rank 1 on ") == 1
+
+
+def test_a_server_ends_its_ranks_when_it_is_told_to_end(rank_engine: RankEngine) -> None:
+    with job("serve", rank_engine(Layout(2, 1, 1)), "--port", "0", "--quiet", "--nproc", "2") as started:
+        served(started)
+        ranks = started.ranks()
+        started.process.terminate()
+        code, _, err = started.end(timeout=30)
+        assert ended(list(ranks.values()))
+    assert (code, err) == (128 + signal.SIGTERM, "")
