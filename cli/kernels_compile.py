@@ -35,6 +35,7 @@ _COLUMNS = (
     "held",
     "wide loads",
     "matrix instructions",
+    "step",
     "programs",
     "floor",
 )
@@ -52,9 +53,10 @@ def command(targets: str | None, name: str | None, jobs: int | None, as_json: bo
 
     Lists what each becomes: bytes of PTX, registers of a thread and bytes of its stack where they did not suffice,
     bytes of shared memory of a program, how many programs a multiprocessor holds, loads of 16 bytes out of all loads,
-    and the instructions that multiply matrices. Then the programs that the shapes make, and the time that they take at
-    least on a device of the target (A100, RTX 4090, H100, B200, RTX 5090), by the bytes that move and the products.
-    What is compiled is kept in a cache, $DSV3EXPORT_KERNEL_CACHE or one below the user's cache folder.
+    the instructions that multiply matrices, and how many of all kinds a warp issues in a step of the loop around them.
+    Then the programs that the shapes make, and the time that they take at least on a device of the target (A100,
+    RTX 4090, H100, B200, RTX 5090), by the bytes that move and the products. What is compiled is kept in a cache,
+    $DSV3EXPORT_KERNEL_CACHE or one below the user's cache folder.
     """
     from dsv3export.plugins.kernels.cache import compile_all
     from dsv3export.plugins.kernels.catalogue import USES, launches
@@ -112,6 +114,7 @@ def _row(use: Use, launch: Launch, target: int, kernel: Compiled) -> dict[str, A
         "wide_loads": kernel.wide_loads,
         "narrow_loads": kernel.narrow_loads,
         "matrix_instructions": dict(kernel.matrix),
+        "step_instructions": kernel.step,
         "programs": known(product(launch.grid)),
         "device": processor.device,
         "processors": processor.count,
@@ -139,10 +142,23 @@ def _print(rows: list[dict[str, Any]]) -> None:
                 row["programs_a_processor"],
                 f"{row['wide_loads']}/{row['wide_loads'] + row['narrow_loads']}",
                 ", ".join(f"{count} {kind}" for kind, count in row["matrix_instructions"].items()),
+                row["step_instructions"],
                 row["programs"],
                 f"{row['floor_microseconds']:.1f} us",
             )
             for row in rows
         ],
-        right=("warps", "stages", "PTX", "registers", "spilled", "shared", "held", "wide loads", "programs", "floor"),
+        right=(
+            "warps",
+            "stages",
+            "PTX",
+            "registers",
+            "spilled",
+            "shared",
+            "held",
+            "wide loads",
+            "step",
+            "programs",
+            "floor",
+        ),
     )

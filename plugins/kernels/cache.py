@@ -24,7 +24,7 @@ from dsv3export.plugins.kernels.plugin import Build
 from dsv3export.progress import NoProgress, Progress
 
 DIRECTORY_VARIABLE = "DSV3EXPORT_KERNEL_CACHE"
-_FORMAT = 2
+_FORMAT = 3
 _WORTH_PROCESSES = 8
 _settings_lock = threading.Lock()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dsv3export.errors import BackendError
 from dsv3export.plugins.kernels.plugin import Build
 from dsv3export.plugins.kernels.ptx import entry_with, global_loads, matrix_instructions
+from dsv3export.plugins.kernels.sass import disassembled, step_instructions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,7 @@ class Compiled:
         spilled: Bytes of a thread's stack, where registers did not suffice.
         matrix: How many instructions of each kind multiply matrices.
         wide_loads, narrow_loads: Instructions that load 16 bytes or more from global memory, and less.
+        step: Instructions of a warp in a step of its loop around products of matrices; 0 where it has none.
     """
 
     name: str
@@ -48,8 +50,9 @@ class Compiled:
     registers: int
     spilled: int
     matrix: Mapping[str, int]
-    wide_loads: int
-    narrow_loads: int
+    wide_loads: int = 0
+    narrow_loads: int = 0
+    step: int = 0
 
 
 def load_triton() -> Any:
@@ -104,6 +107,7 @@ def compile_build(build: Build, target: int) -> Compiled:
         },
     )
     registers, spilled = _resources(made.asm["cubin"])
+    step = step_instructions(disassembled(made.asm["cubin"], _tool("nvdisasm")))
     ptx = entry_with(made.asm["ptx"], len(build.arguments))
     shared = made.metadata.shared
     return Compiled(
@@ -115,6 +119,7 @@ def compile_build(build: Build, target: int) -> Compiled:
         spilled,
         matrix_instructions(ptx),
         *global_loads(ptx),
+        step,
     )
 
 
@@ -135,13 +140,18 @@ def _source(function: Any, build: Build) -> Any:
     )
 
 
+def _tool(name: str) -> Path:
+    """One of the tools that come with Triton."""
+    return Path(load_triton().__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers of a thread and bytes of its stack, as the tool that comes with Triton reads them from machine code."""
-    tool = Path(load_triton().__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        command = [_tool("cuobjdump"), "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     if found is None:
         raise ValueError(f"cuobjdump said nothing of registers: {said!r}")

@@ -16,6 +16,7 @@ from dsv3export.plugins.kernels.compiler import TARGETS
 from dsv3export.plugins.kernels.plugin import TensorType, Tile
 from dsv3export.plugins.kernels.ptx import entry_with, global_loads, matrix_instructions, parameter_types
 from dsv3export.plugins.kernels.quick_plugin import SHARED_LIMIT
+from dsv3export.plugins.kernels.sass import step_instructions
 from dsv3export.plugins.kernels.sizes import parts_for
 
 pytest.importorskip("triton")
@@ -75,6 +76,27 @@ def test_global_loads_are_counted_by_width() -> None:
     cp.async.cg.shared.global [ %r24 + 0 ], [ %rd15 + 0 ], 0x10, %r25;
     cp.async.ca.shared.global [ %r24 + 0 ], [ %rd15 + 0 ], 0x8, %r25;"""
     assert global_loads(text) == (3, 2)
+
+
+def test_a_step_is_the_shortest_loop_with_products() -> None:
+    code = """
+.L_x_0:
+        /*0000*/                   LDG.E R1, [R2] ;
+.L_x_1:
+        /*0010*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24 ;
+                                                                           /* 0x001 */
+        /*0020*/                   FFMA R1, R2, R3, R1 ;
+        /*0030*/              @P5 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0040*/                   FADD R1, R1, R2 ;
+        /*0050*/              @P1 BRA `(.L_x_2) ;
+        /*0060*/              @P0 BRA `(.L_x_0) ;
+        /*0070*/                   BRA `(.L_x_3) ;
+.L_x_3:
+"""
+    assert step_instructions(code) == 3
+    assert step_instructions(code.replace("HGMMA", "UTCHMMA")) == 3
+    assert step_instructions(code.replace("HGMMA", "FMUL")) == 0
 
 
 # Each kernel for one target, and what differs most between targets for all; `make kernels` compiles every use of every

@@ -73,7 +73,7 @@ def test_each_use_has_a_cost() -> None:
     [(32, 128, 0, 16), (128, 128, 0, 4), (129, 128, 0, 3), (255, 256, 0, 1), (32, 128, 48 * 1024, 4), (32, 32, 0, 32)],
 )
 def test_programs_that_hopper_holds(registers: int, threads: int, shared: int, held: int) -> None:
-    assert MULTIPROCESSORS[90].holds(Compiled("k", "", threads, shared, registers, 0, {}, 0, 0)) == held
+    assert MULTIPROCESSORS[90].holds(Compiled("k", "", threads, shared, registers, 0, {})) == held
 
 
 def test_each_target_has_a_device() -> None:
