@@ -150,7 +150,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [_tool("cuobjdump"), "-res-usage", file.name]
+        command = [str(_tool("cuobjdump")), "-res-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     if found is None:
