@@ -139,13 +139,14 @@ def _attention_uses() -> Iterator[Use]:
     yield Use("LatentAppendNormedFp8", (eighth, side, *projected, start), {"eps": 1e-6})
     for heads in (16, _HEADS):
         q, q_pe = (TensorType("BF16", (_TOKENS, 1, heads, width)) for width in (_LATENT, _ROPE))
-        yield Use("MlaSplit", (q, q_pe, cache, start), {"scale": 0.1352, "parts": 8})
-        yield Use("MlaSplitFp8", (q, q_pe, eighth, side, start), {"scale": 0.1352, "parts": 8})
+        said: dict[str, Attribute] = {"scale": 0.1352, "parts": 4 if heads < _HEADS else 1, "dtype": "BF16"}
+        yield Use("MlaSplit", (q, q_pe, cache, start), said)
+        yield Use("MlaSplitFp8", (q, q_pe, eighth, side, start), said)
     q, q_pe = (TensorType("BF16", (1, _CAPACITY, _HEADS, width)) for width in (_NOPE, _ROPE))
     kv = TensorType("BF16", (1, _CAPACITY, _HEADS, _NOPE + _VALUE))
     held = TensorType("BF16", (1, 1, _CAPACITY, _LATENT + _ROPE))
     yield Use("MlaPrefill", (q, q_pe, kv, held, TensorType("I64", (1,))), {"scale": 0.1352, "value": _VALUE})
-    lead = (_TOKENS, 1, _HEADS, 8)
+    lead = (_TOKENS, 1, 16, 4)
     yield Use("MlaCombine", (TensorType("F32", (*lead, _LATENT)), TensorType("F32", lead)), {"dtype": "BF16"})
 
 

@@ -105,6 +105,7 @@ CHECKS = (
     decode_check("queries across a part's border", [62], 4, 70, (16, 32, 16), 2),
     decode_check("more rows than a program takes", [40, 3], 3, 50, (20, 16, 8), 3),
     decode_check("true dims", [129, 0], 2, 160, (16, 512, 64), 4, 0.07),
+    decode_check("one part", [5, 33, 0], 2, 40, (3, 16, 8), 1),
     decode_check("many heads", [33], 1, 40, (128, 64, 16), 2),
     decode_fp8_check("fp8 cache, ragged, first token", [0, 65, 17], 1, 70, (4, 64, 16, 1), 2),
     decode_fp8_check("fp8 cache, several queries, groups", [62, 3], 3, 70, (16, 128, 24, 4), 3),

@@ -72,7 +72,8 @@ def mla_split(
     mixed = tl.trans(mixed) if SWAPPED else mixed
     latent = tl.arange(0, DC_PADDED)
     place = partial_ptr + out[:, None] * DC + latent[None, :]
-    tl.store(place, mixed / tl.where(empty, 1.0, total)[:, None], mask=seen[:, None] & (latent < DC)[None, :])
+    mixed = (mixed / tl.where(empty, 1.0, total)[:, None]).to(partial_ptr.dtype.element_ty)
+    tl.store(place, mixed, mask=seen[:, None] & (latent < DC)[None, :])
     tl.store(lse_ptr + out, lse, mask=seen)
 
 

@@ -38,6 +38,9 @@ def _split_outputs(inputs: Sequence[TensorType], attributes: Attributes) -> tupl
     q, parts = inputs[0], int(attributes["parts"])
     batch, queries, heads, latent = q.shape
     lead = (batch, queries, heads, parts)
+    if parts == 1:
+        # Nothing is to be put together: what a part gives is the result.
+        return TensorType(str(attributes["dtype"]), (*lead[:3], latent)), TensorType("F32", lead)
     return TensorType("F32", (*lead, latent)), TensorType("F32", lead)
 
 
@@ -94,13 +97,16 @@ def _preferred(inputs: Sequence[TensorType], _: Attributes, target: int) -> int:
 
 _QUERIES = (Port("q", ACTIVATIONS), Port("q_pe", ACTIVATIONS))
 _START = Port("start", ("I64", "I32"))
-_PARTS = "in parts of the sequence: float32 [B, S, H, parts, Dc], and the base-2 logarithm of each part's sum."
+_PARTS = (
+    "in parts of the sequence: float32 [B, S, H, parts, Dc], or [B, S, H, Dc] of type `dtype` if that is one, "
+    "and the base-2 logarithm of each part's sum."
+)
 
 MLA_SPLIT = Plugin(
     name="MlaSplit",
     doc=f"Absorbed queries q [B, S, H, Dc], q_pe [B, S, H, Dr] over cache [B, .., T, Dc+Dr], {_PARTS}",
     inputs=(*_QUERIES, Port("cache", ACTIVATIONS), _START),
-    attributes=(("scale", float), ("parts", int)),
+    attributes=(("scale", float), ("parts", int), ("dtype", str)),
     results=("partial", "lse"),
     outputs=_split_outputs,
     launch=_split,
@@ -112,7 +118,7 @@ MLA_SPLIT_FP8 = Plugin(
     name="MlaSplitFp8",
     doc=f"As MlaSplit, over cache e4m3 [B, .., T, Dc] and side [B, .., T, Dr+G], k_pe and the scales, {_PARTS}",
     inputs=(*_QUERIES, Port("cache", ("F8_E4M3",)), Port("side", ACTIVATIONS), _START),
-    attributes=(("scale", float), ("parts", int)),
+    attributes=(("scale", float), ("parts", int), ("dtype", str)),
     results=("partial", "lse"),
     outputs=_split_outputs,
     launch=_split_fp8,
@@ -168,9 +174,8 @@ def attend(call: Call[T], q: T, q_pe: T, cache: T, start: T, scale: float, parts
         start: [B], tokens that were there before.
         parts: Programs that share a slot's sequence.
     """
-    partial, lse = call(MLA_SPLIT, (q, q_pe, cache, start), scale=scale, parts=parts)
-    (mixed,) = call(MLA_COMBINE, (partial, lse), dtype=dtype)
-    return mixed
+    partial, lse = call(MLA_SPLIT, (q, q_pe, cache, start), scale=scale, parts=parts, dtype=dtype)
+    return _together(call, partial, lse, parts, dtype)
 
 
 def attend_fp8(call: Call[T], q: T, q_pe: T, cache: T, side: T, start: T, scale: float, parts: int, dtype: str) -> T:
@@ -179,6 +184,9 @@ def attend_fp8(call: Call[T], q: T, q_pe: T, cache: T, side: T, start: T, scale:
     Args:
         cache: e4m3 [B, .., T, Dc]. side: [B, .., T, Dr+G], the rotary part and the scales; Dc and G are powers of two.
     """
-    partial, lse = call(MLA_SPLIT_FP8, (q, q_pe, cache, side, start), scale=scale, parts=parts)
-    (mixed,) = call(MLA_COMBINE, (partial, lse), dtype=dtype)
-    return mixed
+    partial, lse = call(MLA_SPLIT_FP8, (q, q_pe, cache, side, start), scale=scale, parts=parts, dtype=dtype)
+    return _together(call, partial, lse, parts, dtype)
+
+
+def _together(call: Call[T], partial: T, lse: T, parts: int, dtype: str) -> T:
+    return partial if parts == 1 else call(MLA_COMBINE, (partial, lse), dtype=dtype)[0]

@@ -122,7 +122,7 @@ USES = (
         "MlaSplit",
         [("BF16", ("B", "S", 4, 24)), ("BF16", ("B", "S", 4, 16)), ("BF16", ("B", 1, 300, 40)), ("I64", ("B",))],
         _BATCHES,
-        {"scale": 0.1, "parts": 4},
+        {"scale": 0.1, "parts": 4, "dtype": "BF16"},
     ),
     PluginUse(
         "MlaSplitFp8",
@@ -133,7 +133,7 @@ USES = (
             ("I64", ("B",)),
         ],
         _BATCHES,
-        {"scale": 0.1, "parts": 4},
+        {"scale": 0.1, "parts": 1, "dtype": "BF16"},
     ),
     PluginUse(
         "MlaPrefill",

@@ -29,11 +29,11 @@ def test_a_linear() -> None:
 
 def test_attention() -> None:
     queries = ("BF16", (2, 3, 4, 32)), ("BF16", (2, 3, 4, 16))
-    decode = of("MlaSplit", *queries, ("BF16", (2, 1, 100, 48)), ("I64", (2,)), scale=1.0, parts=2)
+    decode = of("MlaSplit", *queries, ("BF16", (2, 1, 100, 48)), ("I64", (2,)), scale=1.0, parts=2, dtype="BF16")
     assert decode.flops == 2 * (2 * 3 * 4) * 100 * (32 + 16 + 32)
     assert decode.bytes == 24 * 48 * 2 + 2 * 100 * 48 * 2 + 16 + 24 * 2 * 32 * 4 + 24 * 2 * 4
     eighths = ("F8_E4M3", (2, 1, 100, 32)), ("BF16", (2, 1, 100, 18))
-    narrow = of("MlaSplitFp8", *queries, *eighths, ("I64", (2,)), scale=1.0, parts=2)
+    narrow = of("MlaSplitFp8", *queries, *eighths, ("I64", (2,)), scale=1.0, parts=2, dtype="BF16")
     assert (narrow.flops, decode.bytes - narrow.bytes) == (decode.flops, 200 * (96 - 32 - 36))
     whole = ("BF16", (1, 64, 2, 8)), ("BF16", (1, 64, 2, 4)), ("BF16", (1, 64, 2, 16)), ("BF16", (1, 1, 64, 36))
     prefill = of("MlaPrefill", *whole, ("I64", (1,)), scale=1.0, value=8)
