@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,11 +11,6 @@ from dsv3export.cli.options import json_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import print_json, print_table
 from dsv3export.errors import RequestError
-
-if TYPE_CHECKING:
-    from dsv3export.plugins.kernels.catalogue import Use
-    from dsv3export.plugins.kernels.compiler import Compiled
-    from dsv3export.plugins.kernels.plugin import Launch
 
 EXAMPLES = (
     "dsv3export kernels compile",
@@ -61,6 +56,7 @@ def command(targets: str | None, name: str | None, jobs: int | None, as_json: bo
     from dsv3export.plugins.kernels.cache import compile_all
     from dsv3export.plugins.kernels.catalogue import USES, launches
     from dsv3export.plugins.kernels.compiler import TARGETS
+    from dsv3export.plugins.kernels.table import figures
 
     chosen = _targets(targets, TARGETS)
     wanted = [(use, launch, target) for target in chosen for use in USES for launch in launches(use, target)]
@@ -71,7 +67,7 @@ def command(targets: str | None, name: str | None, jobs: int | None, as_json: bo
         wanted = [each for each in wanted if each[1].build.name == name]
     with progress_on_stderr(quiet) as progress:
         made = compile_all([(launch.build, target) for _, launch, target in wanted], jobs, progress)
-    rows = [_row(*each, kernel) for each, kernel in zip(wanted, made, strict=True)]
+    rows = [figures(*each, kernel) for each, kernel in zip(wanted, made, strict=True)]
     if as_json:
         print_json({"kernels": rows})
     else:
@@ -87,41 +83,6 @@ def _targets(text: str | None, every: tuple[int, ...]) -> tuple[int, ...]:
         if part not in known:
             raise RequestError("--targets", expected=f"some of {', '.join(known)}, with commas", got=part or "nothing")
     return tuple(dict.fromkeys(known[part] for part in named))
-
-
-def _row(use: Use, launch: Launch, target: int, kernel: Compiled) -> dict[str, Any]:
-    from dsv3export.plugins.kernels.catalogue import PLUGINS
-    from dsv3export.plugins.kernels.costs import cost
-    from dsv3export.plugins.kernels.occupancy import MULTIPROCESSORS
-    from dsv3export.plugins.kernels.sizes import known, product
-    from dsv3export.sizing.devices import DEVICES
-
-    build, processor = launch.build, MULTIPROCESSORS[target]
-    work = cost(PLUGINS[use.plugin], use.inputs, use.attributes)
-    return {
-        "kernel": build.name,
-        "plugin": use.plugin,
-        "target": f"sm_{target}",
-        "arguments": dict(build.arguments),
-        "constants": dict(build.constants),
-        "warps": build.warps,
-        "stages": build.stages,
-        "ptx_bytes": len(kernel.ptx),
-        "registers": kernel.registers,
-        "spilled_bytes": kernel.spilled,
-        "shared_bytes": kernel.shared,
-        "programs_a_processor": processor.holds(kernel),
-        "wide_loads": kernel.wide_loads,
-        "narrow_loads": kernel.narrow_loads,
-        "matrix_instructions": dict(kernel.matrix),
-        "step_instructions": kernel.step,
-        "programs": known(product(launch.grid)),
-        "device": processor.device,
-        "processors": processor.count,
-        "moved_bytes": work.bytes,
-        "flops": work.flops,
-        "floor_microseconds": round(1e6 * work.floor(DEVICES[processor.device]), 2),
-    }
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

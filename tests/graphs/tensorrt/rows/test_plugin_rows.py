@@ -94,7 +94,8 @@ def test_attributes_come_in_the_order_that_tensorrt_compares() -> None:
         mock.patch.object(plugins, "plugin_module", return_value=SimpleNamespace(op=op)),
         mock.patch.object(plugins, "_register") as register,
     ):
-        layer = plugins.add_plugin(emitter, PLUGINS["MlaSplit"], ("q", "q_pe"), {"parts": 4, "dtype": "BF16", "scale": 0.1})
+        attributes: dict[str, Any] = {"parts": 4, "dtype": "BF16", "scale": 0.1}
+        layer = plugins.add_plugin(emitter, PLUGINS["MlaSplit"], ("q", "q_pe"), attributes)
     assert layer == ("creator", True)
     assert told == [(("q", "q_pe"), ["scale", "parts", "dtype"])]
     register.assert_called_once_with("module", PLUGINS["MlaSplit"])
