@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/kernel_estimates.py --json benchmarks/results/kernels-estimates.json
 
-A step of a decode kernel reads some bytes of weights or of the cache. Memory takes some clocks for them, if its bandwidth
-is shared evenly; the processor takes others to issue the step's instructions, one a clock for each of four schedulers.
-Where the second number is the smaller one, memory can be the limit. Nothing here is a measurement.
+A step of a decode kernel reads some bytes of weights or of the cache. Memory takes some clocks for them, if its
+bandwidth is shared evenly; the processor takes others to issue the step's instructions, one a clock for each of four
+schedulers. Where the second number is the smaller one, memory can be the limit. Nothing here is a measurement.
 """
 
 from __future__ import annotations
