@@ -93,7 +93,7 @@ def test_wheel_carries_the_licence(root: Path, wheel: Path) -> None:
 
 
 def test_every_module_imports_under_its_one_name(root: Path, clean_python: Path, tmp_path: Path) -> None:
-    imported = run(clean_python, "-c", IMPORT_EVERYTHING, cwd=tmp_path).split()
+    imported = run(clean_python, "-I", "-c", IMPORT_EVERYTHING, cwd=tmp_path).split()
     modules = {
         name.removesuffix(".py").removesuffix("/__init__") for name in source_files(root) if name.endswith(".py")
     }
@@ -105,4 +105,4 @@ def test_the_console_script_works(clean_python: Path, tmp_path: Path) -> None:
     from dsv3export import __version__
 
     assert __version__ in run(clean_python.with_name("dsv3export"), "--version", cwd=tmp_path)
-    assert __version__ in run(clean_python, "-m", "dsv3export", "--version", cwd=tmp_path)
+    assert __version__ in run(clean_python, "-I", "-m", "dsv3export", "--version", cwd=tmp_path)
