@@ -14,6 +14,7 @@ from dsv3export.cli.command import Command
 from dsv3export.cli.graph import write_atomically
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import PathName, json_option, provider_option, quiet_option, verbose_option
+from dsv3export.cli.outputs import check_plot
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import print_json, print_table
 from dsv3export.errors import RequestError
@@ -123,14 +124,10 @@ def _plot_format(plot: Path | None) -> Any:
     """What to draw, before minutes are spent on it. Raises UserError where that could not be done."""
     if plot is None:
         return None
-    from dsv3export.bench.plot import require_matplotlib
-    from dsv3export.engine.resources import require_writable
-
     form = plot.suffix.removeprefix(".")
     if form not in ("png", "svg"):
         raise RequestError("--plot", expected="a file that ends with .png or .svg", got=plot.name)
-    require_matplotlib()
-    require_writable(plot)
+    check_plot(plot)
     return form
 
 

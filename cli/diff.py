@@ -111,10 +111,11 @@ def command(
     from dsv3export.cli.diff_golden import diff_with_golden, is_golden, refuse_options, report_golden_diff
     from dsv3export.cli.diff_models import Running, checkpoint_recipe, default_tolerance, read_prompts
     from dsv3export.cli.diff_summary import show
-    from dsv3export.cli.outputs import check_outputs
+    from dsv3export.cli.outputs import check_outputs, check_plot
     from dsv3export.cli.subject import find_subject
 
-    check_outputs(json_file, html_file, plot_file)
+    check_outputs(json_file, html_file)
+    check_plot(plot_file)
     if is_golden(expected, got):
         of_models = {"--tolerance": tolerance, "--plot": plot_file, "--causes": causes or None}
         refuse_options(

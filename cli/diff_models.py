@@ -90,9 +90,12 @@ def name_tokens(diff: LayerDiff, prompts: Sequence[Sequence[int]], sides: Sequen
     tokenizer = find_tokenizer(sides)
     if tokenizer is None:
         return diff
-    return replace(
-        diff, logits=with_texts(diff.logits, prompts, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))
-    )
+
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False)
+
+    drafts = None if diff.drafts is None else with_texts(diff.drafts, prompts, decode, ahead=1)
+    return replace(diff, logits=with_texts(diff.logits, prompts, decode), drafts=drafts)
 
 
 def checkpoint_recipe(sides: Sequence[Subject], precision: str | None, calibrated: bool) -> Recipe:

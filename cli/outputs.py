@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """Raises ResourceError for the first file that no folder is there for, or none that can be written to."""
-    from dsv3export.errors import ResourceError
+    """Raises ResourceError for the first file that cannot be written."""
+    from dsv3export.engine.resources import require_writable
 
     for path in paths:
-        if path is None:
-            continue
-        folder = path.absolute().parent
-        if path.is_dir():
-            raise ResourceError(str(path), expected="the name of a file", got="a folder")
-        if not folder.is_dir():
-            raise ResourceError(
-                str(path), expected="a folder to write it in", got=f"{folder}, which is none", fix="Make it first."
-            )
-        if not os.access(folder, os.W_OK):
-            raise ResourceError(str(path), expected="a folder that can be written to", got=str(folder))
+        if path is not None:
+            require_writable(path)
+
+
+def check_plot(path: Path | None) -> None:
+    """The same for a picture; raises BackendError where one is asked for and matplotlib is missing."""
+    if path is not None:
+        from dsv3export.report.matplotlib_figure import require_matplotlib
+
+        require_matplotlib()
+        check_outputs(path)

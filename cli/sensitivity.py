@@ -14,6 +14,7 @@ from dsv3export.cli.byte_size import byte_size
 from dsv3export.cli.command import Command
 from dsv3export.cli.graph import write_atomically
 from dsv3export.cli.options import PathName, json_option, quiet_option, verbose_option
+from dsv3export.cli.outputs import check_outputs
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import bytes_text, print_facts, print_json, print_table
 
@@ -117,6 +118,7 @@ def command(
         target = Target(math.inf if max_kl is None else max_kl, math.inf if max_bytes is None else max_bytes)
     elif output is not None:
         raise RequestError("-o", expected="--max-kl or --max-bytes with it, which a mix is chosen for", got="neither")
+    check_outputs(output, journal)
     journal = journal or (None if output is None else output.with_name(f"{output.name}.journal"))
     opened = Checkpoint.open(checkpoint)
     ids = _tokens(opened, text, max_tokens)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from dsv3export.cli.command import Command
-from dsv3export.cli.golden.options import checkpoint_recipe, model_options
+from dsv3export.cli.golden.options import ModelOptions, model_options
 from dsv3export.cli.graph import write_atomically
 from dsv3export.cli.options import PathName, quiet_option, verbose_option
+from dsv3export.cli.outputs import check_outputs
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import counted, print_facts, print_table
 
 if TYPE_CHECKING:
     from dsv3export.golden.results import Case, CheckResult
-    from dsv3export.runtime.providers import Choice
 
 EXAMPLES = (
     "dsv3export golden check tiny.engine model.golden",
@@ -47,12 +47,7 @@ def command(
     json_file: Path | None,
     html: Path | None,
     github: bool,
-    precision: str | None,
-    calibration: Path | None,
-    threads: int | None,
-    provider: Choice,
-    batch: int,
-    chunk: int,
+    running: ModelOptions,
     quiet: bool,
 ) -> None:
     """Hold MODEL, an engine or a checkpoint, against GOLDEN.
@@ -61,24 +56,33 @@ def command(
     continuation, perplexity. The exit code is 0 where all are within their bounds, 1 where one is not, and 2 where
     nothing could be compared. A checkpoint is computed in the golden's own arithmetic unless --precision is given.
     """
-    from dsv3export.cli.golden.models import open_model
-    from dsv3export.golden import Batching, Golden, check_golden
+    from dsv3export.golden import Golden, check_golden
     from dsv3export.golden.profile import find_profile, profile_name
 
+    check_outputs(junit, json_file, html)
     opened = Golden.read(golden)
     document = opened.document
     layers = bool(document.values) and not without_layers
-    subject = open_model(
-        model, recipe=checkpoint_recipe(precision, calibration is not None, document.identity.recipe),
-        calibration=calibration, threads=threads, provider=provider, layers=layers,
-    )  # fmt: skip
+    subject = running.open(model, opened, layers)
     name = profile or profile_name(document.identity, subject.identity)
     bounds, where = find_profile(name, document.profiles)
     with progress_on_stderr(quiet) as progress:
         result = check_golden(
             opened, subject if layers else subject.without_stages(), bounds,
-            label=str(golden), batching=Batching(batch, chunk), progress=progress,
+            label=str(golden), batching=running.batching, progress=progress,
         )  # fmt: skip
+    write_reports(result, junit, json_file, html)
+    show(result, where)
+    if github:
+        from dsv3export.golden.github import github_annotations
+
+        click.echo(github_annotations(result))
+    if not result.passed:
+        raise click.exceptions.Exit(1)
+
+
+def write_reports(result: CheckResult, junit: Path | None, json_file: Path | None, html: Path | None) -> None:
+    """The files that were asked for. Raises UserError."""
     if junit is not None:
         from dsv3export.golden.junit import junit_xml
 
@@ -89,13 +93,6 @@ def command(
         from dsv3export.golden.page import check_page
 
         write_atomically(html, check_page(result))
-    show(result, where)
-    if github:
-        from dsv3export.golden.github import github_annotations
-
-        click.echo(github_annotations(result))
-    if not result.passed:
-        raise click.exceptions.Exit(1)
 
 
 def result_json(result: CheckResult) -> bytes:

@@ -9,9 +9,10 @@ import click
 
 from dsv3export.cli.command import Command
 from dsv3export.cli.executor_kernels import executor_kernels_option, triton_kernels
-from dsv3export.cli.golden.options import checkpoint_recipe, model_options
+from dsv3export.cli.golden.options import ModelOptions, model_options
 from dsv3export.cli.graph import write_atomically
 from dsv3export.cli.options import PathName, quiet_option, verbose_option
+from dsv3export.cli.outputs import check_outputs
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import bytes_text, counted, print_facts
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from dsv3export.golden import Golden, GoldenModel, Settings
     from dsv3export.runtime.prompt_file import FilePrompt
-    from dsv3export.runtime.providers import Choice
 
 EXAMPLES = (
     "dsv3export golden record checkpoint --prompts prompts.txt -o model.golden",
@@ -69,12 +69,7 @@ def command(
     digest: str | None,
     detail: str | None,
     text: Path | None,
-    precision: str | None,
-    calibration: Path | None,
-    threads: int | None,
-    provider: Choice,
-    batch: int,
-    chunk: int,
+    running: ModelOptions,
     executor_kernels: str | None,
     quiet: bool,
 ) -> None:
@@ -85,26 +80,19 @@ def command(
     choices and a digest of each layer. It appears whole or not at all; the same model, programs and options give
     the same bytes.
     """
-    from dsv3export.cli.golden.models import open_model
     from dsv3export.errors import RequestError
-    from dsv3export.golden import Batching, record_golden
+    from dsv3export.golden import record_golden
 
     old = _old(output, force, update)
     if prompts is None and old is None:
         raise RequestError("--prompts", expected="a file of prompts", got="none")
     kernels = triton_kernels(executor_kernels, model)
     settings = _settings(old, logits, new_tokens, digest, detail)
-    recipe = checkpoint_recipe(
-        precision, calibration is not None, None if old is None else old.document.identity.recipe
-    )
-    opened = open_model(
-        model, recipe=recipe, calibration=calibration, threads=threads, provider=provider,
-        layers=settings.digest != "none", kernels=kernels,
-    )  # fmt: skip
+    opened = running.open(model, old, settings.digest != "none", kernels)
     chosen = _prompts(opened, prompts, old, settings.new_tokens)
     with progress_on_stderr(quiet) as progress:
         golden = record_golden(
-            opened, chosen, settings, _text_ids(opened, text, old), batching=Batching(batch, chunk), progress=progress
+            opened, chosen, settings, _text_ids(opened, text, old), batching=running.batching, progress=progress
         )
     for profile in () if old is None else old.document.profiles:
         golden = golden.with_profile(profile)
@@ -121,6 +109,7 @@ def _old(output: Path, force: bool, update: bool) -> Golden | None:
 
     if update:
         return Golden.read(output)
+    check_outputs(output)
     if output.exists() and not force:
         raise RequestError(
             f"output {output}", expected="a new file", got="one that is there", fix="Use --force or --update."

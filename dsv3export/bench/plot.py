@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from typing import Literal
 
 from dsv3export.bench.measure import Case, Measured
-from dsv3export.errors import BackendError
+from dsv3export.report.matplotlib_figure import PlotFormat, figure_bytes, new_figure
 
 _COLOURS = ("#2a78d6", "#d4561a")
 
 
-def require_matplotlib() -> None:
-    """Raises BackendError without it."""
-    if find_spec("matplotlib") is None:
-        raise BackendError(
-            "--plot", expected="the package matplotlib", got="none installed", fix="pip install 'dsv3export[plot]'"
-        )
-
-
-def bench_plot(measured: Mapping[str, Sequence[Measured]], form: Literal["png", "svg"]) -> bytes:
+def bench_plot(measured: Mapping[str, Sequence[Measured]], form: PlotFormat) -> bytes:
     """Prefill and decode rates of each engine by case, with the spread of the repeats.
 
     Raises BackendError without matplotlib.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     cases = [one.case for one in next(iter(measured.values()))]
-    figure = Figure(figsize=(2.5 + 1.6 * len(cases), 6.5), layout="constrained")
+    figure = new_figure(figsize=(2.5 + 1.6 * len(cases), 6.5), layout="constrained")
     width = 0.8 / len(measured)
     for axes, name in zip(figure.subplots(2, 1, sharex=True), ("prefill", "decode"), strict=True):
         for place, (engine, results) in enumerate(measured.items()):
@@ -44,9 +30,7 @@ def bench_plot(measured: Mapping[str, Sequence[Measured]], form: Literal["png", 
         axes.set_axisbelow(True)
     axes.set_xticks(range(len(cases)), [_label(case) for case in cases])
     axes.legend(frameon=False)
-    out = io.BytesIO()
-    figure.savefig(out, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
-    return out.getvalue()
+    return figure_bytes(figure, form)
 
 
 def _label(case: Case) -> str:

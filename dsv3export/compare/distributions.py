@@ -128,17 +128,22 @@ class Distributions:
 
 
 def with_texts(
-    summary: DistributionSummary, prompts: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], str]
+    summary: DistributionSummary,
+    prompts: Sequence[Sequence[int]],
+    decode: Callable[[Sequence[int]], str],
+    ahead: int = 0,
 ) -> DistributionSummary:
     """The same with the texts of the worst tokens.
 
     Args:
         prompts: The token ids that were compared.
         decode: Text of token ids.
+        ahead: How many tokens behind its position a prediction knows, 1 for drafts.
     """
     worst = []
     for token in summary.worst:
-        before = prompts[token.prompt][max(0, token.position + 1 - _CONTEXT) : token.position + 1]
+        end = token.position + 1 + ahead
+        before = prompts[token.prompt][max(0, end - _CONTEXT) : end]
         expected, got = (replace(side, text=decode([side.token])) for side in (token.expected, token.got))
         worst.append(replace(token, expected=expected, got=got, before=decode(before)))
     return replace(summary, worst=tuple(worst))

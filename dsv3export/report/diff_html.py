@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
 from dsv3export.compare.difference import Summary
-from dsv3export.compare.distributions import Histogram
+from dsv3export.compare.distributions import DistributionSummary, Histogram
 from dsv3export.compare.layers import LayerDiff, ValueDiff
 from dsv3export.report.charts.bars import Part, bar_chart
 from dsv3export.report.charts.heatmap import HeatScale, heatmap
 from dsv3export.report.charts.lines import Line, line_chart
+from dsv3export.report.diff_caches import KINDS, cache_chart, cache_positions
+from dsv3export.report.diff_causes import cause_chart, cause_columns, cause_facts, cause_keys, cause_rows
 from dsv3export.report.diff_view import (
     METRICS,
+    Cell,
     DiffView,
     LayerView,
     bin_starts,
@@ -24,6 +27,7 @@ from dsv3export.report.diff_view import (
     scalar,
 )
 from dsv3export.report.html import render_page
+from dsv3export.report.positions import position_heatmap
 from dsv3export.report.text import number, percent
 
 _SECTIONS = (
@@ -31,8 +35,11 @@ _SECTIONS = (
     ("layers", "Layers"),
     ("parts", "Inside the layers"),
     ("routers", "Routers"),
+    ("causes", "Causes"),
     ("positions", "Positions"),
+    ("caches", "Latent caches"),
     ("tokens", "Next tokens"),
+    ("drafts", "MTP drafts"),
     ("values", "All values"),
 )
 # (label, meaning, whether it is a number) of a table's columns.
@@ -48,8 +55,6 @@ _VALUE_COLUMNS = (
     ("max abs", "largest absolute error, on B's own input", True),
     ("where the own error is largest", "sorted by position", False),
 )
-# What is shown in a table, by what it is sorted, its colour.
-Cell = tuple[str, float | str, str]
 _MOST_FLIPS = 100
 _MOST_NAMES = 500
 
@@ -60,7 +65,8 @@ def diff_page(diff: LayerDiff) -> bytes:
     scale = HeatScale.of(
         error for value in diff.values for error in (value.injected.worst_row, value.propagated.relative)
     )
-    sections = [(anchor, label) for anchor, label in _SECTIONS if anchor != "routers" or view.routed]
+    optional = {"routers": view.routed, "causes": diff.causes, "caches": diff.caches, "drafts": diff.drafts}
+    sections = [(anchor, label) for anchor, label in _SECTIONS if optional.get(anchor, True)]
     return render_page(
         "diff.html",
         title=f"diff: {view.headline}",
@@ -78,9 +84,12 @@ def diff_page(diff: LayerDiff) -> bytes:
         flips=_flips(view),
         flip_rows=[(layer.label, flip) for layer in view.routed for flip in layer.flips()][:_MOST_FLIPS],
         positions=_positions(view),
-        kl_positions=_kl_positions(diff),
+        kl_positions=_kl_positions(diff.logits.kl_by_position, "the next-token distributions"),
         kl_histogram=_histogram(diff.logits.kl_histogram),
         worst=diff.logits.worst,
+        causes=_causes(diff),
+        caches=_caches(diff),
+        drafts=_drafts(diff),
         value_columns=_VALUE_COLUMNS,
         value_rows=[_value_row(place, value, scale) for place, value in enumerate(diff.values)],
         only=[
@@ -99,18 +108,21 @@ def _facts(view: DiffView) -> list[tuple[str, str]]:
 
 def _cards(view: DiffView) -> list[tuple[str, str, str]]:
     """(label, figure, explanation)."""
-    logits = view.diff.logits
-    cards = [
-        ("KL divergence", number(logits.kl_mean), f"nats a token; at most {number(logits.kl_max)}"),
-        ("JS divergence", number(logits.js_mean), "nats; ln 2 at most"),
-        ("same top token", percent(logits.top1), f"top five: {percent(logits.top5)} in common"),
-        ("worst rank", f"{logits.worst_rank:,}", "of A's likeliest token in B"),
-    ]
+    cards = _distribution_cards(view.diff.logits)
     if view.routed:
         tokens = sum(layer.router.propagated.tokens for layer in view.routed if layer.router is not None)
         share = view.flips / tokens if tokens else 0.0
         cards.append(("router flips", f"{view.flips:,}", f"{percent(share)} of {tokens:,} choices"))
     return cards
+
+
+def _distribution_cards(found: DistributionSummary) -> list[tuple[str, str, str]]:
+    return [
+        ("KL divergence", number(found.kl_mean), f"nats a token; at most {number(found.kl_max)}"),
+        ("JS divergence", number(found.js_mean), "nats; ln 2 at most"),
+        ("same top token", percent(found.top1), f"top five: {percent(found.top5)} in common"),
+        ("worst rank", f"{found.worst_rank:,}", "of A's likeliest token in B"),
+    ]
 
 
 def _growth(view: DiffView) -> Markup:
@@ -177,41 +189,52 @@ def _flip_causes(layer: LayerView) -> tuple[int, int, int]:
 
 def _positions(view: DiffView) -> Markup:
     rows = view.decoder or view.layers
-    series = [binned(layer.output.propagated.by_position) for layer in rows]
-    length = max(len(layer.output.propagated.by_position) for layer in rows)
-    starts = bin_starts(length)
-    every = max(1, len(starts) // 12)
-
-    def tip(row: int, column: int) -> str:
-        return f"layer {rows[row].label}, {_run(starts, column, length)}\nerror so far: {number(series[row][column])}"
-
-    return heatmap(
-        [layer.label for layer in rows],
-        [str(start) if i % every == 0 else "" for i, start in enumerate(starts)],
-        series,
-        HeatScale.of(error for errors in series for error in errors),
-        label="Error so far by layer and position",
-        tip=tip,
-        slanted=False,
-        cell=(max(840 / max(len(starts), 1), 12), 17),
-    )
+    errors = [layer.output.propagated.by_position for layer in rows]
+    scale = HeatScale.of(error for values in errors for error in binned(values))
+    return position_heatmap([layer.label for layer in rows], errors, scale, "error so far")
 
 
-def _kl_positions(diff: LayerDiff) -> Markup:
-    values = diff.logits.kl_by_position
+def _kl_positions(values: Sequence[float], what: str) -> Markup:
     starts = bin_starts(len(values), 256)
     return line_chart(
         [Line("KL, mean over prompts", "a", binned(values, 256))],
         [str(start) for start in starts],
         "position",
         "KL divergence, nats",
-        label="KL divergence of the next-token distributions by position",
+        label=f"KL divergence of {what} by position",
     )
 
 
-def _run(starts: list[int], column: int, length: int) -> str:
-    end = (starts[column + 1] if column + 1 < len(starts) else length) - 1
-    return f"position {end}" if end == starts[column] else f"positions {starts[column]} to {end}, the worst of them"
+def _drafts(diff: LayerDiff) -> dict[str, object] | None:
+    """What is shown of the MTP layer's drafts; None where there are none to compare."""
+    drafts = diff.drafts
+    if drafts is None:
+        return None
+    return {
+        "cards": _distribution_cards(drafts),
+        "positions": _kl_positions(drafts.kl_by_position, "the drafts' distributions"),
+        "histogram": _histogram(drafts.kl_histogram),
+        "worst": drafts.worst,
+    }
+
+
+def _caches(diff: LayerDiff) -> dict[str, object] | None:
+    if not diff.caches:
+        return None
+    return {
+        "chart": cache_chart(diff.caches),
+        "keys": [(style, label) for style, label, _ in KINDS],
+        "panes": [(label.partition(":")[0], cache_positions(diff.caches, of, label.partition(":")[0]))
+                  for _, label, of in KINDS],
+    }  # fmt: skip
+
+
+def _causes(diff: LayerDiff) -> dict[str, object] | None:
+    split = diff.causes
+    if split is None:
+        return None
+    return {"chart": cause_chart(split), "keys": cause_keys(split), "columns": cause_columns(split),
+            "rows": cause_rows(split), "facts": cause_facts(split)}  # fmt: skip
 
 
 def _histogram(histogram: Histogram) -> Markup:

@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
-import io
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dsv3export.compare.distributions import DistributionSummary
 from dsv3export.compare.layers import LayerDiff
-from dsv3export.errors import BackendError
+from dsv3export.report.diff_caches import KINDS
+from dsv3export.report.diff_causes import cause_names
 from dsv3export.report.diff_view import DiffView, bin_starts, binned, part_of
+from dsv3export.report.matplotlib_figure import PlotFormat, figure_bytes, new_figure, require_matplotlib
 from dsv3export.report.text import number, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PlotFormat = Literal["png", "svg"]
-_A, _B, _BAD, _GRID = "#2a78d6", "#d4561a", "#c22d28", "#dfded9"
+_COLOURS = ("#2a78d6", "#d4561a", "#15876a", "#7d4fc0")
+_A, _B, _BAD, _GRID = *_COLOURS[:2], "#c22d28", "#dfded9"
+# Inches: of a row of panels, of what is above and below them.
+_ROW, _HEAD, _FOOT = 3.65, 1.05, 1.0
 # What stands for infinities and NaN on axes by powers of ten.
 _CEILING = 1e2
 
 
 def diff_plot(diff: LayerDiff, form: PlotFormat) -> bytes:
-    """Growth by layer, the values inside the layers, errors by position, and the histogram of KL divergence.
+    """Errors by layer, by value and by position, flips, divergence; causes, caches and drafts where they were compared.
 
     Raises BackendError without matplotlib.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BackendError(
-            "--plot", expected="the package matplotlib", got="none installed", fix="pip install 'dsv3export[plot]'"
-        ) from None
+    require_matplotlib()
+    from matplotlib import rc_context
+
     view = DiffView(diff)
-    with rc_context({"svg.hashsalt": "dsv3export", "font.size": 9, "axes.titlesize": 10}):
-        # Figure alone, no pyplot: no window system is asked for, and nothing global is left behind.
-        figure = Figure(figsize=(13, 13))
-        figure.suptitle(_plain(view.headline), x=0.06, y=0.985, ha="left", fontsize=14, fontweight="bold")
-        figure.text(0.06, 0.948, _plain(f"A: {diff.expected}    B: {diff.got}", 200), fontsize=9, color="#4b4a45")
-        grid = figure.add_gridspec(3, 2, left=0.06, right=0.98, top=0.92, bottom=0.08, hspace=0.72, wspace=0.14)
-        panels = (_growth, _inside, _flips, _positions, _divergence, _divergence_by_position)
+    panels = _panels(diff)
+    rows = -(-len(panels) // 2)
+    height = _ROW * rows + _HEAD + _FOOT
+    with rc_context({"font.size": 9, "axes.titlesize": 10}):
+        figure = new_figure(figsize=(13, height))
+        figure.text(0.06, 1 - 0.2 / height, _plain(view.headline), fontsize=14, fontweight="bold", va="top")
+        figure.text(0.06, 1 - 0.55 / height, _plain(f"A: {diff.expected}    B: {diff.got}", 200), fontsize=9,
+                    color="#4b4a45", va="top")  # fmt: skip
+        grid = figure.add_gridspec(rows, 2, left=0.06, right=0.98, top=1 - _HEAD / height, bottom=_FOOT / height,
+                                   hspace=0.72, wspace=0.14)  # fmt: skip
         for place, panel in enumerate(panels):
             panel(figure.add_subplot(grid[divmod(place, 2)]), view)
-        out = io.BytesIO()
-        figure.savefig(out, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
-    return out.getvalue()
+        return figure_bytes(figure, form)
+
+
+def _panels(diff: LayerDiff) -> list[Callable[[Axes, DiffView], None]]:
+    panels: list[Callable[[Axes, DiffView], None]] = [_growth, _inside, _flips, _positions]
+    if diff.causes is not None:
+        panels.append(_causes)
+    if diff.caches:
+        panels.append(_caches)
+    panels += [_divergence, _divergence_by_position]
+    if diff.drafts is not None:
+        panels += [_drafts, _drafts_by_position]
+    return panels
 
 
 def _growth(axes: Axes, view: DiffView) -> None:
@@ -102,11 +116,45 @@ def _positions(axes: Axes, view: DiffView) -> None:
     _name_rows(axes, [layer.label for layer in rows])
 
 
+def _causes(axes: Axes, view: DiffView) -> None:
+    axes.set_title("Own error by cause: the size of each one's step", loc="left")
+    split = view.diff.causes
+    if split is None:
+        return
+    for name, colour, place in zip(cause_names(split), _COLOURS, range(len(_COLOURS)), strict=False):
+        steps = [layer.causes[place].relative for layer in split.layers]
+        axes.semilogy(range(len(steps)), _clipped(steps), color=colour, marker="o", markersize=3,
+                      label=f"{name}, {split.logits.causes[place].share:.0%} of the logits' error")  # fmt: skip
+    _name_places(axes, [layer.stage.removeprefix("layers.") for layer in split.layers])
+    axes.grid(color=_GRID)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _caches(axes: Axes, view: DiffView) -> None:
+    axes.set_title("Latent cache: relative error of its rows by layer", loc="left")
+    caches = view.diff.caches
+    for (_, label, of), colour in zip(KINDS, _COLOURS, strict=False):
+        errors = [of(cache).relative for cache in caches]
+        axes.semilogy(range(len(errors)), _clipped(errors), color=colour, marker="o", markersize=3,
+                      label=label.partition(":")[0])  # fmt: skip
+    _name_places(axes, [cache.stage.removeprefix("layers.") for cache in caches])
+    axes.grid(color=_GRID)
+    axes.legend(frameon=False, fontsize=8)
+
+
 def _divergence(axes: Axes, view: DiffView) -> None:
-    logits = view.diff.logits
-    title = f"KL divergence: mean {number(logits.kl_mean)}, max {number(logits.kl_max)} nats; top-1 {logits.top1:.2%}"
+    _histogram(axes, view.diff.logits, "KL divergence")
+
+
+def _drafts(axes: Axes, view: DiffView) -> None:
+    if view.diff.drafts is not None:
+        _histogram(axes, view.diff.drafts, "MTP drafts, KL")
+
+
+def _histogram(axes: Axes, found: DistributionSummary, what: str) -> None:
+    title = f"{what}: mean {number(found.kl_mean)}, max {number(found.kl_max)} nats; top-1 {found.top1:.2%}"
     axes.set_title(title, loc="left")
-    edges, counts = logits.kl_histogram.edges, logits.kl_histogram.counts
+    edges, counts = found.kl_histogram.edges, found.kl_histogram.counts
     used = [place for place, count in enumerate(counts) if count] or [0]
     shown = slice(max(used[0] - 1, 0), used[-1] + 2)
     names = [f"< {number(edges[0])}" if edges else "all", *(number(edge) for edge in edges)][shown]
@@ -119,8 +167,17 @@ def _divergence(axes: Axes, view: DiffView) -> None:
 
 
 def _divergence_by_position(axes: Axes, view: DiffView) -> None:
-    axes.set_title("KL divergence by position, mean over prompts", loc="left")
-    values = view.diff.logits.kl_by_position
+    _by_position(axes, view.diff.logits, "KL divergence by position, mean over prompts")
+
+
+def _drafts_by_position(axes: Axes, view: DiffView) -> None:
+    if view.diff.drafts is not None:
+        _by_position(axes, view.diff.drafts, "MTP drafts, KL divergence by position")
+
+
+def _by_position(axes: Axes, found: DistributionSummary, title: str) -> None:
+    axes.set_title(title, loc="left")
+    values = found.kl_by_position
     axes.semilogy(bin_starts(len(values), 256), _clipped(binned(values, 256)), color=_A, linewidth=1)
     axes.set_xlabel("position")
     axes.set_ylabel("nats")

@@ -16,6 +16,8 @@ from dsv3export.report.text import number
 # What the stages that are no decoder layer hand on.
 _OUTPUTS = ("embed_tokens", "lm_head")
 _LAYER = "layers."
+# Of a table: what is shown, by what it is sorted, its colour.
+Cell = tuple[str, float | str, str]
 # As many columns as can be told apart.
 MOST_BINS = 64
 

@@ -9,6 +9,7 @@ import pytest
 
 from dsv3export.bench import bandwidth, measure, plot
 from dsv3export.errors import ResourceError
+from dsv3export.report import matplotlib_figure
 from tests.support.command_line import assert_refused, run_here
 
 QUICK = ("--new-tokens", "4", "--repeats", "1", "--threads", "1", "--quiet")
@@ -68,7 +69,7 @@ def test_what_is_refused(tiny_engine: Path, tmp_path: Path, options: tuple[str, 
 def test_what_cannot_be_drawn_is_said_before_measuring(
     tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(matplotlib_figure, "find_spec", lambda name: None)
     monkeypatch.setattr(measure, "measure", pytest.fail)
     outcome = run_here("bench", tiny_engine, *QUICK, "--plot", tmp_path / "rates.png")
     assert_refused(outcome, ("--plot", "matplotlib", "dsv3export[plot]"), tmp_path)

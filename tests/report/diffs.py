@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dsv3export.compare import LayerDiff
+from dsv3export.compare.caches import CacheDiff
+from dsv3export.compare.causes import Cause, CauseSplit, ErrorSplit
 from dsv3export.compare.difference import ULP_BINS, Coordinate, Summary
 from dsv3export.compare.distributions import Candidate, DistributionSummary, Histogram, WorstToken
 from dsv3export.compare.layers import Fault, RouterDiff, ValueDiff
@@ -44,7 +47,21 @@ def diff(layers: int = 4, positions: int = 12, error: float = 1e-3, text: str = 
     logits = DistributionSummary(positions, 1e-3, 0.7, 5e-4, 0.9, 0.95, 3,
                                  Histogram((1e-3, 1e-2, 1e-1), (positions - 1, 0, 0, 1)), (error,) * positions,
                                  (worst,))  # fmt: skip
-    return LayerDiff("right", "in question", 0.1, tuple(values), tuple(routers), (), (), logits, None, (positions,))
+    caches = tuple(
+        CacheDiff(f"{stage}.self_attn.latent_append", stage, summary(error / 2, positions), summary(error, positions),
+                  summary(error * place, positions))
+        for place, stage in enumerate(stages) if stage.startswith("layers")
+    )  # fmt: skip
+    return LayerDiff("right", "in question", 0.1, tuple(values), tuple(routers), (), (), logits, None, (positions,),
+                     logits, caches, causes(stages, error))  # fmt: skip
+
+
+def causes(stages: Sequence[str], error: float) -> ErrorSplit:
+    """Of four causes."""
+    steps = tuple(Cause(name, error / (place + 1), 0.4 - 0.1 * place)
+                  for place, name in enumerate(("weights", "activations", "cache", "backend")))  # fmt: skip
+    layers = tuple(CauseSplit(stage, error * 2, steps) for stage in stages)
+    return ErrorSplit(layers, CauseSplit("head", error, steps), (1e-4, 2e-4, 2e-4, 3e-4))
 
 
 def hostile() -> LayerDiff:

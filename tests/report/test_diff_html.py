@@ -54,7 +54,7 @@ def test_it_opens_in_both_schemes_and_widths(
         assert tab.evaluate("document.documentElement.scrollWidth") == width
         light = tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(243, 243, 240)"
         assert light == (scheme == "light")
-        assert tab.locator("main svg").count() == 8
+        assert tab.locator("main svg").count() == 15
 
 
 def test_a_hostile_comparison_neither_runs_nor_hides_anything(chromium: Any, tmp_path: Path) -> None:
@@ -110,6 +110,33 @@ def test_values_are_filtered_and_panes_switched(chromium: Any, page: Path) -> No
         assert (first.is_visible(), second.is_visible()) == (True, False)
         tab.get_by_label("error so far", exact=True).check()
         assert (first.is_visible(), second.is_visible()) == (False, True)
+
+
+def test_causes_caches_and_drafts_have_sections(chromium: Any, page: Path) -> None:
+    with opened(chromium, page) as (tab, seen):
+        links = tab.locator("nav a").all_inner_texts()
+        assert [link for link in links if link in ("Causes", "Latent caches", "MTP drafts")] == [
+            "Causes", "Latent caches", "MTP drafts",
+        ]  # fmt: skip
+        table = tab.locator("#causes table")
+        assert table.locator("thead th").count() == 10
+        assert table.locator("tbody th").all_inner_texts()[-1] == "logits, whole model"
+        assert "40" in table.locator("tbody tr").first.locator("td").nth(2).inner_text()
+        assert tab.locator("#causes .line").count() == 4
+        panes = tab.locator("#caches .pane")
+        assert [panes.nth(place).is_visible() for place in range(3)] == [True, False, False]
+        tab.get_by_label("format alone", exact=True).check()
+        assert [panes.nth(place).is_visible() for place in range(3)] == [False, False, True]
+        panes.nth(2).locator("rect").first.hover()
+        assert tab.inner_text("#tip") == "layer 0, position 0\nformat alone: 5e-4"
+        assert tab.locator("#drafts tbody tr").count() == 1
+        assert seen.errors == []
+
+
+def test_what_was_not_compared_has_no_section(tmp_path: Path) -> None:
+    text = diff_page(replace(diff(), causes=None, caches=(), drafts=None)).decode("utf-8")
+    assert not re.search(r'id="(causes|caches|drafts)"|#(causes|caches|drafts)', text)
+    assert 'id="routers"' in text
 
 
 def test_a_mark_says_what_it_is(chromium: Any, page: Path) -> None:

@@ -17,7 +17,7 @@ _MOST_DOTS = 80
 
 @dataclass(frozen=True)
 class Line:
-    """`style` is ``a``, ``b`` or ``c``, a colour of the style sheet; `values` are not negative, one for each place."""
+    """`style` is a colour of the style sheet, ``a`` to ``d``; `values` are not negative, one for each place."""
 
     label: str
     style: str
