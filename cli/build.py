@@ -162,7 +162,7 @@ def command(
     elif not quiet:
         click.echo(sentence(facts), err=True)
         if report.manifest.parallel is not None:
-            show_ranks(report.manifest.parallel)
+            show_ranks(report.manifest.parallel.layout, report.manifest.parallel.ranks)
 
 
 def summary(output: Path, report: BuildReport) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def command(path: str, verify: bool, quiet: bool, as_json: bool) -> None:
     cannot be used is described all the same, then the exit code is 2.
     """
     from dsv3export.cli.inspection import describe
+    from dsv3export.cli.ranks import show_ranks
     from dsv3export.cli.subject import find_subject
     from dsv3export.cli.verification import verify_values
     from dsv3export.engine.reader import EngineFiles
@@ -57,6 +58,9 @@ def command(path: str, verify: bool, quiet: bool, as_json: bool) -> None:
         print_json(facts)
     else:
         show(facts)
+        if subject.manifest is not None and subject.manifest.parallel is not None:
+            parallel = subject.manifest.parallel
+            show_ranks(parallel.layout, parallel.ranks)
     if problem is not None:
         raise problem
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.cli.onnx_nodes import count_nodes
+from dsv3export.cli.ranks import ranks_facts
 from dsv3export.cli.subject import Subject
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import Manifest
@@ -106,6 +107,7 @@ def engine(files: EngineFiles | None, manifest: Manifest, problem: str | None) -
         "recipe": manifest.recipe.to_json(),
         "calibration": None if manifest.calibration is None else asdict(manifest.calibration),
         "layers": manifest.layers,
+        "parallel": None if manifest.parallel is None else ranks_facts(manifest.parallel),
         "backend": asdict(manifest.backend),
         "graphs": {
             name: {"file": graph.file, "bytes": graph.size, **_nodes(files, name)}
@@ -120,7 +122,7 @@ def engine(files: EngineFiles | None, manifest: Manifest, problem: str | None) -
 
 def _program(files: EngineFiles | None) -> dict[str, Any] | None:
     """What TensorRT's engines reach to; None for other backends and engines that cannot be used."""
-    if files is None or PROGRAM not in files.manifest.graphs:
+    if files is None or files.manifest.parallel is not None or PROGRAM not in files.manifest.graphs:
         return None
     names = [name for name in (PROGRAM, MTP_PROGRAM) if name in files.manifest.graphs]
     programs = [Program.from_json(files.graph(name)) for name in names]

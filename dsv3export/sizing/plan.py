@@ -7,7 +7,7 @@ from typing import Literal
 
 from dsv3export.config import ModelConfig
 from dsv3export.errors import RequestError
-from dsv3export.recipe import CacheFormat, Recipe
+from dsv3export.recipe import CacheFormat, Component, Recipe
 from dsv3export.sizing.devices import Device, MatrixType
 from dsv3export.sizing.term import Term, total
 from dsv3export.sizing.weights import weight_terms
@@ -102,7 +102,7 @@ def make_plan(
     weights = tuple(weight_terms(config, recipe))
     cache = cache_term(config, batch, context, workload.cache)
     activations = tuple(activation_terms(config, batch, context))
-    usable, held = int(device.memory * (1 - RESERVE)), total(activations)
+    usable, held = usable_bytes(device), total(activations)
     room = usable - held
     if room <= 0:
         raise RequestError(
@@ -115,7 +115,7 @@ def make_plan(
     free = max(0, count * room - total(weights))
     per_token = cache.value // (batch * context)
     filled = cache_term(config, batch, workload.prompt, workload.cache)
-    matrix_type: MatrixType = "fp8" if _computes_in_fp8(config, recipe) else "bf16"
+    matrix_type = matrix_type_of(config, recipe)
     return Plan(
         device=device,
         workload=workload,
@@ -142,6 +142,11 @@ def make_plan(
     )  # fmt: skip
 
 
+def usable_bytes(device: Device) -> int:
+    """Of its memory, without the reserve."""
+    return int(device.memory * (1 - RESERVE))
+
+
 def _check(config: ModelConfig, workload: Workload) -> None:
     longest = config.max_position_embeddings
     for name, tokens in (("context", workload.context), ("prompt", workload.prompt)):
@@ -151,9 +156,10 @@ def _check(config: ModelConfig, workload: Workload) -> None:
         raise RequestError("prompt", expected=f"at most the context of {workload.context}", got=str(workload.prompt))
 
 
-def _computes_in_fp8(config: ModelConfig, recipe: Recipe) -> bool:
-    """Whether most operations may run at the FP8 rate: weights and activations in FP8, as DeepSeek-V3 was trained."""
-    return recipe.components["routed_experts" if config.n_routed_experts else "dense_mlp"].format == "fp8"
+def matrix_type_of(config: ModelConfig, recipe: Recipe) -> MatrixType:
+    """The rate that most operations may run at: that of FP8 where weights and activations are, as in training."""
+    component: Component = "routed_experts" if config.n_routed_experts else "dense_mlp"
+    return "fp8" if recipe.components[component].format == "fp8" else "bf16"
 
 
 def _floor(

@@ -74,7 +74,7 @@ def _nbytes(tensor: _Tensor, config: ModelConfig, recipe: Recipe) -> int:
     scheme = recipe.scheme(components[tensor.part], tensor.layer, config.num_hidden_layers)
     rows, columns = tensor.shape
     if scheme.format in _BITS and tensor.name.endswith(".kv_b_proj.weight"):
-        return _up_projections(config)
+        return up_projection_bytes(config)
     return matrix_bytes(rows, columns, scheme)
 
 
@@ -90,7 +90,7 @@ def matrix_bytes(rows: int, columns: int, scheme: Scheme) -> int:
     return rows * (groups * group * bits // 8 + groups * _SCALE_BYTES + zero_points)
 
 
-def _up_projections(config: ModelConfig) -> int:
+def up_projection_bytes(config: ModelConfig) -> int:
     """kv_b of an integer scheme: W^UK and W^UV in 8 bits, a scale per column of each head's."""
     heads, latent = config.num_attention_heads, config.kv_lora_rank
     key, value = config.qk_nope_head_dim, config.v_head_dim

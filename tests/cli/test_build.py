@@ -122,3 +122,23 @@ def on_a_terminal(*arguments: str) -> str:
     os.close(terminal)
     assert os.waitpid(pid, 0)[1] == 0, shown
     return shown.decode("utf-8")
+
+
+def test_an_engine_for_several_ranks(tiny_bf16: Path, tmp_path: Path) -> None:
+    """The plan is printed, stored, and shown by inspect; what the layout does not divide leaves nothing behind."""
+    engine = tmp_path / "cut.engine"
+    told = run_here("build", tiny_bf16, "-o", engine, "--precision", "int8", "--pp", "2", "--tp", "2")
+    assert told.code == 0
+    assert "Ranks: pp 2 x tp 2 x ep 1" in told.out
+    assert "3 x 2 x 1/2 x 1,024 (all_reduce)" in told.out
+    shown = run_here("inspect", engine)
+    assert (shown.code, "Ranks: pp 2 x tp 2 x ep 1" in shown.out) == (0, True)
+    facts = json.loads(run_here("inspect", engine, "--json").out)["engine"]["parallel"]
+    assert [plan["layers"] for plan in facts["ranks"]] == [[0, 3], [0, 3], [3, 4], [3, 4]]
+    part = run_here("inspect", engine / "rank-002")
+    assert (part.code, part.err) == (0, "")
+
+    refused = run_here("build", tiny_bf16, "-o", tmp_path / "no.engine", "--ep", "5")
+    assert (refused.code, len(refused.err_lines)) == (2, 1)
+    assert "--ep = 5: expected a divisor of the model's 16 routed experts" in refused.err
+    assert not (tmp_path / "no.engine").exists()

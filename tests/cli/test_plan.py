@@ -72,3 +72,39 @@ def test_another_device() -> None:
 )
 def test_bad_input(options: tuple[str, ...], says: tuple[str, ...], tmp_path: Path) -> None:
     assert_refused(run_here("plan", "deepseek-v3", *options), says, tmp_path)
+
+
+def test_ranks() -> None:
+    outcome = run_here("plan", "deepseek-v3", "--device", "h100", "--pp", "2", "--tp", "8", "--batch", "32")
+    assert (outcome.code, outcome.err) == (0, "")
+    for said in (
+        "deepseek-v3 on 16 x h100",
+        "Ranks: pp 2 x tp 8 x ep 1",
+        "33 x 2 x 7/8 x 14,336 (all_reduce)",
+        "of weights and cache: fits in 72.0 GB",
+        "2, of 32 sequences",
+    ):
+        assert said in outcome.out
+
+
+def test_ranks_as_json() -> None:
+    outcome = run_here("plan", "deepseek-v2-lite", "--precision", "int4", "--device", "rtx-4090", "--pp", "4", "--json")
+    ranks = json.loads(outcome.out)["ranks"]
+    assert ranks["layout"] == {"pp": 4, "tp": 1, "ep": 1}
+    assert (len(ranks["ranks"]), ranks["fits"]) == (4, True)
+    assert ranks["ranks"][0]["sent_bytes_per_token"] == 2048 * 2
+    assert ranks["tokens_per_second"] == pytest.approx(1 / ranks["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--tp", "3"), "--tp = 3: expected a divisor of the model's 128 attention heads"),
+        (("--ep", "7"), "--ep = 7: expected a divisor of the model's 256 routed experts"),
+        (("--pp", "99"), "--pp 99: expected at most the model's 61 layers"),
+        (("--tp", "8", "--devices", "4"), "--devices: expected 8, of pp 1 x tp 8 x ep 1, got 4"),
+        (("--tp", "0"), "'--tp': 0 is not in the range"),
+    ],
+)
+def test_bad_layouts(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    assert_refused(run_here("plan", "deepseek-v3", *options), [says], tmp_path)
