@@ -30,6 +30,11 @@ _OPTIONS = (
         help="TensorRT-RTX: build for this compute capability, such as sm89; may be given several times"
         " [default: sm80 and later].",
     ),
+    click.option(
+        "--bake-weights",
+        is_flag=True,
+        help="TensorRT: engines that hold their weights, two of each layer; fp32, bf16 and f16 only. Twice the memory.",
+    ),
 )
 
 
@@ -44,11 +49,12 @@ def tensorrt_options(command: Callable[..., Result]) -> Callable[..., Result]:
         prefill_chunk: int | None,
         max_draft: int | None,
         devices: tuple[str, ...],
+        bake_weights: bool,
         **others: Any,
     ) -> Result:
         from dsv3export.graphs.backend import TensorRTOptions
 
-        options = TensorRTOptions(max_slots, max_length, prefill_chunk, max_draft, devices)
+        options = TensorRTOptions(max_slots, max_length, prefill_chunk, max_draft, devices, bake_weights)
         return command(*arguments, tensorrt=options, **others)
 
     for option in reversed(_OPTIONS):

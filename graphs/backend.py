@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
-from dsv3export.engine.manifest import BackendRecord, Compute, Provider, WeightEntry
+from dsv3export.engine.manifest import BackendRecord, Compute, Location, Provider, WeightEntry
 from dsv3export.graphs.rewrite import GraphWithWeights
 from dsv3export.graphs.trace import Part
 from dsv3export.progress import Progress
@@ -25,6 +26,7 @@ class TensorRTOptions:
         prefill_chunk: Tokens of a slot in a step of prefill, 256.
         max_draft: Tokens of a slot in a step of decoding beside the one that is certain, 1.
         devices: Compute capabilities such as "sm89", where an engine can be built for devices that are not there.
+        bake_weights: Whether each layer gets engines of its own that hold its weights.
     """
 
     max_slots: int | None = None
@@ -32,6 +34,12 @@ class TensorRTOptions:
     prefill_chunk: int | None = None
     max_draft: int | None = None
     devices: tuple[str, ...] = ()
+    bake_weights: bool = False
+
+    def given(self) -> list[str]:
+        """Names of those that are not as they are by default."""
+        default = TensorRTOptions()
+        return [name for name, value in vars(self).items() if value != getattr(default, name)]
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,18 @@ class Compiled(Protocol):
     @property
     def record(self) -> BackendRecord: ...
 
-    def files(self, entries: Sequence[WeightEntry]) -> Mapping[str, GraphFile]:
-        """The files by the names that the manifest has for them."""
+    @property
+    def holds_weights(self) -> bool:
+        """Whether the files hold the weights, so that nothing else needs them."""
+        ...
+
+    def files(self, entries: Sequence[WeightEntry], roots: Mapping[Location, Path]) -> Iterable[tuple[str, GraphFile]]:
+        """The files, each with the name that the manifest has for it. Raises BackendError.
+
+        Args:
+            entries: The weight table.
+            roots: The folders that its entries lie in.
+        """
         ...
 
 

@@ -207,10 +207,13 @@ def _finish(
     parts = []
     for each, made in zip(ranks, compiled, strict=True):
         folder = f"{each.folder}/" if each.folder else ""
-        files = made.files(tables[each.folder])
-        records = {name: writer.write_file(f"{folder}{file.name}", file.data) for name, file in files.items()}
+        weights = tables[each.folder]
+        files = made.files(weights, writer.roots)
+        records = {name: writer.write_file(f"{folder}{file.name}", file.data) for name, file in files}
         graphs = {name: replace(record, file=record.file.removeprefix(folder)) for name, record in records.items()}
-        parts.append(replace(template, graphs=graphs, weights=tuple(tables[each.folder])))
+        if made.holds_weights:
+            writer.drop_weights(weights)
+        parts.append(replace(template, graphs=graphs, weights=() if made.holds_weights else tuple(weights)))
     if layout.world == 1:
         return [writer.finish(parts[0])]
     sizes = [sum(entry.nbytes for entry in part.weights) for part in parts]

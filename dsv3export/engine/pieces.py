@@ -8,8 +8,10 @@ from io import FileIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dsv3export.engine.manifest import Piece
+from dsv3export.dtypes import NUMPY
+from dsv3export.engine.manifest import Piece, WeightEntry
 from dsv3export.errors import EngineError
 
 _CHUNK = 4 << 20
@@ -51,6 +53,13 @@ def read_pieces(folder: Path, pieces: Iterable[Piece], target: memoryview) -> No
             except OSError as error:
                 raise EngineError(str(path), expected="a readable file", got=error.strerror or str(error)) from error
             start += piece.nbytes
+
+
+def read_array(folder: Path, entry: WeightEntry) -> NDArray[np.generic]:
+    """A weight in an array of its own. Raises EngineError as `read_pieces`."""
+    array: NDArray[np.generic] = np.empty(entry.shape, NUMPY[entry.dtype])
+    read_pieces(folder, joined(entry.pieces), array.reshape(-1).view(np.uint8).data)
+    return array
 
 
 def _read_columns(file: FileIO, piece: Piece, target: memoryview) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from dsv3export.config import ModelConfig
 from dsv3export.dtypes import NUMPY
 from dsv3export.engine.manifest import MANIFEST_NAME, Manifest, WeightEntry
-from dsv3export.engine.pieces import joined, read_pieces
+from dsv3export.engine.pieces import joined, read_array
 from dsv3export.engine.typed_json import REBUILD
 from dsv3export.engine.verify import (
     Verify,
@@ -98,8 +98,7 @@ class EngineFiles:
             return np.ndarray(entry.shape, NUMPY[entry.dtype], mapped, first.offset)
         array = self._assembled.get(name)
         if array is None:
-            array = np.empty(entry.shape, NUMPY[entry.dtype])
-            read_pieces(root, (first, *others), array.reshape(-1).view(np.uint8).data)
+            array = read_array(root, entry)
             array.flags.writeable = False
             self._assembled[name] = array
         return array

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from dsv3export.checkpoint import Checkpoint, TensorInfo
 from dsv3export.dtypes import itemsize
 from dsv3export.engine.file_writer import write_file
 from dsv3export.engine.journal import Journal, journal_key
-from dsv3export.engine.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest, Piece, WeightEntry
+from dsv3export.engine.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Location, Manifest, Piece, WeightEntry
 from dsv3export.engine.numbered_names import shortened
 from dsv3export.engine.parallel import RANK_PREFIX
 from dsv3export.engine.plan import PlannedWeight, Region, Shard, layout_shards
@@ -120,6 +120,18 @@ class EngineWriter:
                     shortened(weight.sources), weight.transform,
                 )  # fmt: skip
         return [entries[weight.key] for weight in plan]
+
+    @property
+    def roots(self) -> Mapping[Location, Path]:
+        """The folders that the entries of the weight table lie in, while the engine is being written."""
+        roots: dict[Location, Path] = {"engine": self._open_staging.path}
+        return roots | ({"checkpoint": self._checkpoint.path} if self._checkpoint else {})
+
+    def drop_weights(self, entries: Sequence[WeightEntry]) -> None:
+        """Removes the files of weights that are held elsewhere now."""
+        for file in {piece.file for entry in entries if entry.location == "engine" for piece in entry.pieces}:
+            del self._files[file]
+            (self._open_staging.path / file).unlink()
 
     def copy_tokenizer(self, checkpoint: Path) -> list[str]:
         """Copies tokenizer, generation settings, licences and notices; returns the names in the engine."""

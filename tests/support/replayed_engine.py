@@ -65,7 +65,7 @@ def build_recorded(checkpoint: Path, out: Path, **options: Any) -> RecordedEngin
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dsv3export.graphs.lower.tensorrt.backend.load_tensorrt", lambda _: recorder)
-        patch.setattr("dsv3export.graphs.lower.tensorrt.backend.build_kind", build)
+        patch.setattr("dsv3export.graphs.lower.tensorrt.compiled.build_kind", build)
         build_engine(checkpoint, out, backend="tensorrt-rtx", **options)
     return RecordedEngine(out, recorder, kinds)
 

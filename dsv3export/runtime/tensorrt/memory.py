@@ -58,6 +58,22 @@ def check_memory(
     )
 
 
+def check_engines(where: str, nbytes: int, device: Device) -> None:
+    """Raises ResourceError where engines that hold their weights do not fit: TensorRT loads them as a whole.
+
+    Args:
+        nbytes: Of the engines' files.
+    """
+    memory = device.memory()
+    if nbytes > memory.free:
+        raise ResourceError(
+            f"{where} on {device.name}", expected=f"{_size(nbytes)} of free memory for engines that hold their weights",
+            got=f"{_size(memory.free)} of {_size(memory.total)}",
+            fix="Build it without --bake-weights, which takes half of that." if nbytes < 2 * memory.total
+            else "Take a device with more memory: dsv3export plan says which.",
+        )  # fmt: skip
+
+
 def check_slots(where: str, slots: int, needs: MemoryNeeds, device: Device) -> None:
     """Raises ResourceError, with how many would fit, where the caches of so many sequences do not."""
     free = device.memory().free

@@ -13,7 +13,7 @@ from dsv3export.runtime.device import Device
 from dsv3export.runtime.drafting import no_drafts
 from dsv3export.runtime.tensorrt.engines import flavour_of
 from dsv3export.runtime.tensorrt.kernels import KernelCache
-from dsv3export.runtime.tensorrt.memory import check_memory
+from dsv3export.runtime.tensorrt.memory import check_engines, check_memory
 from dsv3export.runtime.tensorrt.opened import OpenedProgram, Workplace
 from dsv3export.runtime.tensorrt.signature import FINAL_HIDDEN, IDS
 from dsv3export.runtime.tensorrt.steps import StepProgram, Tokens
@@ -66,6 +66,7 @@ class TensorRTSession:
         program = Program.from_json(files.graph(PROGRAM))
         module = trt or load_tensorrt(flavour_of(program))
         device = device or Device()
+        check_engines(f"engine {files.path}", _baked_bytes(files, program), device)
         self._place = Workplace(module, device, device.stream(), kernels or KernelCache.of(files, device))
         self._opened = OpenedProgram(files, PROGRAM, self._place)
         self._opened_mtp = self._open_mtp(self._opened.scratch_bytes) if drafts else None
@@ -152,3 +153,9 @@ class TensorRTSession:
         enough = self._scratch.nbytes >= opened.scratch_bytes
         scratch = self._scratch if enough else place.device.allocate(opened.scratch_bytes)
         return StepProgram(opened, weights, scratch)
+
+
+def _baked_bytes(files: EngineFiles, program: Program) -> int:
+    """Of the engines that hold their weights: they take none."""
+    names = {engine for kind in program.kinds.values() if not kind.weights for engine in kind.engines.values()}
+    return sum(files.manifest.graphs[name].size for name in names)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import onnx_ir as ir
 
 from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
+from dsv3export.engine import manifest
 from dsv3export.engine.manifest import BackendRecord, Compute, Provider, WeightEntry
 from dsv3export.engine.program import PROGRAM
 from dsv3export.engine.segments import SegmentProgram
@@ -44,7 +46,7 @@ class OnnxRuntimeBackend:
     takes_ranks = True
 
     def __init__(self, options: BackendOptions) -> None:
-        if given := [name for name, value in vars(options.tensorrt).items() if value not in (None, ())]:
+        if given := options.tensorrt.given():
             raise RequestError(
                 given[0], expected="backend tensorrt-rtx or tensorrt", got=NAME,
                 fix="Leave it out: ONNX Runtime's engines have no such limit.",
@@ -99,14 +101,16 @@ class OnnxFiles:
     record: BackendRecord
     program: SegmentProgram | None = None
 
-    def files(self, entries: Sequence[WeightEntry]) -> Mapping[str, GraphFile]:
+    holds_weights = False
+
+    def files(
+        self, entries: Sequence[WeightEntry], roots: Mapping[manifest.Location, Path]
+    ) -> Iterable[tuple[str, GraphFile]]:
         locations = _locations(entries)
-        files = {
-            name: GraphFile(f"graph/{name}.onnx", serialize(model, locations)) for name, model in self.models.items()
-        }
+        for name, model in self.models.items():
+            yield name, GraphFile(f"graph/{name}.onnx", serialize(model, locations))
         if self.program is not None:
-            files[PROGRAM] = GraphFile("graph/program.json", self.program.to_json())
-        return files
+            yield PROGRAM, GraphFile("graph/program.json", self.program.to_json())
 
 
 def _check_activations(recipe: Recipe, provider: Provider) -> None:

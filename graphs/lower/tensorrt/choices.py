@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from math import gcd
+from math import gcd, prod
 
 from dsv3export.config import ModelConfig
 from dsv3export.engine.manifest import Compute
@@ -11,6 +12,10 @@ from dsv3export.engine.program import Limits
 from dsv3export.errors import BackendError, RequestError
 from dsv3export.graphs.backend import TensorRTOptions
 from dsv3export.graphs.lower.tensorrt.flavour import Flavour
+from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.spec import dims_of
+from dsv3export.graphs.trace import Part
+from dsv3export.graphs.values import is_weight
 from dsv3export.recipe import CacheFormat, Recipe
 from dsv3export.runtime.device import ALIGNMENT
 from dsv3export.runtime.latent_cache import CacheLayout
@@ -18,6 +23,7 @@ from dsv3export.runtime.latent_cache import CacheLayout
 MAX_SLOTS, MAX_LENGTH, PREFILL_CHUNK, MAX_DRAFT = 8, 4096, 256, 1
 # TensorRT counts elements in 32 bits: slots * chunk * width stays far below.
 _MOST = 1 << 20
+_MOST_ELEMENTS = 2**31 - 1
 # More than 2 * MAX_DRAFTS + 1, and a multiple of the blocks that attention reads a cache in.
 _DRAFT_ROWS = 64
 
@@ -31,6 +37,29 @@ def check_schemes(flavour: Flavour, recipe: Recipe) -> None:
                 f"{where} with activations 1x128 on {flavour.name}", expected="activations none",
                 fix="Choose that, or --backend tensorrt, which has a plugin for it.",
             )  # fmt: skip
+
+
+def check_baked_schemes(flavour: Flavour, recipe: Recipe) -> None:
+    """Raises BackendError for the first component whose weights cannot be constants of an engine."""
+    for component, scheme in recipe.weight_schemes():
+        if scheme.format not in ("fp32", "bf16", "f16"):
+            raise BackendError(
+                f"{recipe.source}: {component} as {scheme.format} with --bake-weights on {flavour.name}",
+                expected="fp32, bf16 or f16: constants of 8 and 4 bits may only be dequantised, not gathered by expert",
+                fix="Leave --bake-weights out: weights are then inputs, of any format.",
+            )  # fmt: skip
+
+
+def check_constants(graphs: Mapping[Part, GraphWithWeights]) -> None:
+    """Raises BackendError for the first weight with more elements than a constant may have."""
+    for graph in graphs.values():
+        for value in graph.model.graph.inputs:
+            count = prod(int(size) for size in dims_of(value)) if is_weight(value) else 0
+            if count > _MOST_ELEMENTS:
+                raise BackendError(
+                    f"{value.name} with --bake-weights", expected=f"at most {_MOST_ELEMENTS} elements in a constant",
+                    got=str(count), fix="Leave --bake-weights out: weights are then inputs, of any size.",
+                )  # fmt: skip
 
 
 def compute_for(recipe: Recipe, asked: Compute | None) -> Compute:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from dsv3export.engine.program import Phase, Port
 from dsv3export.errors import InternalError
@@ -39,6 +41,19 @@ class Types:
     step_tokens: int = 1
 
 
+@dataclass(frozen=True)
+class Baked:
+    """What makes a kind's network that of one layer.
+
+    Attributes:
+        name: The layer's, with which its layers' names begin.
+        weights: By the kind's formal names, as the weight table has them.
+    """
+
+    name: str
+    weights: Mapping[str, NDArray[Any]]
+
+
 class Emitter(Layers):
     """Defines the network of a layer kind.
 
@@ -47,6 +62,7 @@ class Emitter(Layers):
         network: An empty network, strongly typed.
         kind: The layer kind's name, with which each layer's name begins.
         phase: "decode" for a few tokens a slot, "prefill" for chunks of a prompt.
+        baked: A layer's weights, to be constants of its network instead of inputs.
 
     Attributes:
         compute: Type of activations, a member of the module's DataType.
@@ -54,9 +70,20 @@ class Emitter(Layers):
         aliases: Output name -> the input whose memory it shares.
     """
 
-    def __init__(self, trt: Module, network: INetwork, flavour: Flavour, types: Types, kind: str, phase: Phase) -> None:
+    def __init__(
+        self,
+        trt: Module,
+        network: INetwork,
+        flavour: Flavour,
+        types: Types,
+        kind: str,
+        phase: Phase,
+        baked: Baked | None = None,
+    ) -> None:
         super().__init__(trt, network)
-        self.flavour, self.types, self.kind, self.phase = flavour, types, kind, phase
+        self.flavour, self.types, self.phase = flavour, types, phase
+        self.kind = baked.name if baked else kind
+        self._baked = baked
         self.compute: DataType = trt_type(trt, types.compute)
         self.float32: DataType = trt.DataType.FLOAT
         self.inputs: list[Port] = []
@@ -84,7 +111,10 @@ class Emitter(Layers):
     def declare(self, value: ir.Value, rows: Mapping[Key, Row]) -> None:
         """Make an input of the layer kind one of the network."""
         name, shape = str(value.name), tuple(dims_of(value))
-        if is_weight(value):
+        if is_weight(value) and self._baked:
+            self.scope = f"{self.kind}.{name}"
+            self._tensors[value] = self.constant(self._baked.weights[name])
+        elif is_weight(value):
             as_bits = any(place in find_row(rows, node).as_bits for node, place in value.uses())
             port = Port(name, "I8" if as_bits else stored_type(value.dtype), shape)
             self.weights.append(port)

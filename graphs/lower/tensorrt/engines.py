@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from dsv3export.engine.program import PHASES, Kind, Limits, Phase
 from dsv3export.errors import BackendError
-from dsv3export.graphs.lower.tensorrt.emit import Emitter, Types
+from dsv3export.graphs.lower.tensorrt.emit import Baked, Emitter, Types
 from dsv3export.graphs.lower.tensorrt.flavour import Flavour
 from dsv3export.graphs.lower.tensorrt.log import make_logger
 from dsv3export.graphs.lower.tensorrt.network import define
-from dsv3export.graphs.lower.tensorrt.objects import IBuilder, IBuilderConfig, Module
+from dsv3export.graphs.lower.tensorrt.objects import IBuilder, IBuilderConfig, IHostMemory, INetwork, Module
 from dsv3export.graphs.lower.tensorrt.profiles import add_profile
 from dsv3export.graphs.lower.tensorrt.progress import Steps
 from dsv3export.graphs.lower.tensorrt.row import Key, Row
@@ -58,10 +58,11 @@ class BuiltEngine:
 
 
 def build_kind(
-    target: Target, function: ir.Function, results: Sequence[str], steps: Steps
-) -> Mapping[Phase, BuiltEngine]:
-    """Build a prepared layer kind for both phases; see `build_engine`."""
-    return {phase: build_engine(target, function, results, phase, steps) for phase in PHASES}
+    target: Target, function: ir.Function, results: Sequence[str], steps: Steps, baked: Baked | None = None
+) -> Iterator[tuple[Phase, BuiltEngine]]:
+    """Build a prepared layer kind for both phases, one after the other; see `build_engine`."""
+    for phase in PHASES:
+        yield phase, build_engine(target, function, results, phase, steps, baked=baked)
 
 
 @without_collector()
@@ -72,6 +73,7 @@ def build_engine(
     phase: Phase,
     steps: Steps | None = None,
     show: Collection[str] = (),
+    baked: Baked | None = None,
 ) -> BuiltEngine:
     """Build one layer kind for one phase.
 
@@ -80,6 +82,7 @@ def build_engine(
         results: Names of its results.
         steps: Is told how far the build is.
         show: Names of values that a debug listener shall be able to see.
+        baked: A layer's name and weights, which the engine shall hold.
 
     Raises BackendError with what TensorRT says where it refuses the network.
     """
@@ -87,9 +90,9 @@ def build_engine(
     logger = make_logger(trt)
     builder = _builder(target, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    what = f"{target.flavour.name}: {function.name} for {phase}"
+    what = f"{target.flavour.name}: {baked.name if baked else function.name} for {phase}"
     try:
-        emitter = define(trt, network, function, results, target.rows, target.flavour, target.types, phase)
+        emitter = define(trt, network, function, results, target.rows, target.flavour, target.types, phase, baked)
         shown = emitter.show(show)
     except (RuntimeError, ValueError):
         # The shape of what a refused layer gives cannot be read.
@@ -98,16 +101,24 @@ def build_engine(
         raise _refusal(what, logger.errors) from None
     config = _config(target, builder)
     add_profile(builder, config, emitter.inputs, phase, target.limits)
+    serialized = _serialized(target, builder, network, config, steps)
+    if serialized is None:
+        raise _refusal(what, logger.errors)
+    return BuiltEngine(bytes(serialized), kind_of(emitter), shown)
+
+
+def _serialized(
+    target: Target, builder: IBuilder, network: INetwork, config: IBuilderConfig, steps: Steps | None
+) -> IHostMemory:
+    """What the builder makes of the network; None where it refuses it. Raises what stopped it meanwhile."""
     if steps is not None:
         steps.watch(config)
-    serialized = builder.build_serialized_network(network, config)
+    serialized: IHostMemory = builder.build_serialized_network(network, config)
     if steps is not None:
         steps.built()
     if target.timing is not None:
         target.timing.take(config)
-    if serialized is None:
-        raise _refusal(what, logger.errors)
-    return BuiltEngine(bytes(serialized), kind_of(emitter), shown)
+    return serialized
 
 
 def _refusal(what: str, errors: Sequence[str]) -> BackendError:

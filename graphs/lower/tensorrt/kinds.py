@@ -96,6 +96,11 @@ def layer_kinds(files: EngineFiles, program: Program, part: Part, trt: Module) -
 
     Raises EngineError where the program has a kind that this version does not make of the engine's model.
     """
+    if not any(kind.weights for kind in program.kinds.values()):
+        raise EngineError(
+            f"engine {files.path}: program", expected="layer kinds that take their weights as inputs",
+            got="layers that hold them", fix="Rebuild the engine without --bake-weights.",
+        )  # fmt: skip
     flavour, limits = FLAVOURS[flavour_of(program)], program.limits
     step_tokens = limits.slots * (1 + limits.draft)
     types = Types(FLOAT_TYPES[program.compute], program.cache, limits.capacity, step_tokens)

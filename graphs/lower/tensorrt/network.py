@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from dsv3export.engine.program import Phase
-from dsv3export.graphs.lower.tensorrt.emit import Emitter, Types
+from dsv3export.graphs.lower.tensorrt.emit import Baked, Emitter, Types
 from dsv3export.graphs.lower.tensorrt.flavour import Flavour
 from dsv3export.graphs.lower.tensorrt.objects import INetwork, Module
 from dsv3export.graphs.lower.tensorrt.row import Key, Row
@@ -25,19 +25,21 @@ def define(
     flavour: Flavour,
     types: Types,
     phase: Phase,
+    baked: Baked | None = None,
 ) -> Emitter:
     """Add a prepared layer kind to an empty network.
 
     Args:
         results: Names of the kind's results, in order; see `result_names`.
         rows: The flavour's.
+        baked: See `Emitter`.
 
     Returns:
         The emitter, which knows the network's inputs and outputs. It must live until the network is built: it holds
         the constants.
     """
-    emitter = Emitter(trt, network, flavour, types, function.name, phase)
-    network.name = f"{function.name}.{phase}"
+    emitter = Emitter(trt, network, flavour, types, function.name, phase, baked)
+    network.name = f"{emitter.kind}.{phase}"
     for value in function.inputs:
         emitter.declare(value, rows)
     for node in function:

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 ITensor: TypeAlias = Any
 ILayer: TypeAlias = Any
+IHostMemory: TypeAlias = Any
 INetwork: TypeAlias = Any
 IBuilder: TypeAlias = Any
 IBuilderConfig: TypeAlias = Any

@@ -25,11 +25,11 @@ def program_of(
     """The program.
 
     Args:
-        built: Kind -> phase -> its engine; also those of other programs.
+        built: Kind, or layer that has engines of its own -> phase -> its engine; also those of other programs.
         version: TensorRT's.
     """
-    called = {call.op_type for call in model.graph}
-    kinds = {name: _kind(name, phases) for name, phases in built.items() if name in called}
+    names = {call: call.op_type if call.op_type in built else str(call.name) for call in model.graph}
+    kinds = {name: _kind(name, phases) for name, phases in built.items() if name in names.values()}
     run_time = tuple(str(value.name) for value in model.graph.inputs if not is_weight(value))
     sizes = (LENGTH,) if any(_takes_length(kind) for kind in kinds.values()) else ()
     return Program(
@@ -40,7 +40,7 @@ def program_of(
         limits=target.limits,
         devices=target.devices,
         kinds=kinds,
-        calls=tuple(_call(model, call, kinds[call.op_type]) for call in model.graph),
+        calls=tuple(_call(model, call, name, kinds[name]) for call, name in names.items()),
         inputs=(*run_time, *sizes),
         outputs=tuple(str(value.name) for value in model.graph.outputs),
     )
@@ -61,7 +61,7 @@ def _takes_length(kind: Kind) -> bool:
     return any(port.name == LENGTH for port in kind.inputs)
 
 
-def _call(model: ir.Model, call: ir.Node, kind: Kind) -> Call:
+def _call(model: ir.Model, call: ir.Node, name: str, kind: Kind) -> Call:
     function = model.functions[(call.domain, call.op_type, "")]
     actual = {
         str(formal.name): str(value.name)
@@ -71,7 +71,7 @@ def _call(model: ir.Model, call: ir.Node, kind: Kind) -> Call:
     if _takes_length(kind):
         actual[LENGTH] = LENGTH
     return Call(
-        call.op_type,
+        name,
         call.metadata_props["dsv3.path"],
         {port.name: actual[port.name] for port in kind.inputs},
         {port.name: str(value.name) for port, value in zip(kind.outputs, call.outputs, strict=True)},

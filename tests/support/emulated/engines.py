@@ -44,12 +44,12 @@ class Emulation:
     trt: EmulatedTensorRT
 
 
-def recorded_engine(checkpoint: Path, out: Path, **options: Any) -> RecordedEngine:
+def recorded_engine(checkpoint: Path, out: Path, tensorrt: TensorRTOptions = LIMITS, **options: Any) -> RecordedEngine:
     """Builds an engine with the real TensorRT-RTX and keeps what that was told."""
     recorder = Recorder(load_tensorrt("tensorrt-rtx"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "load_tensorrt", lambda flavour: recorder)
-        build_engine(checkpoint, out, backend="tensorrt-rtx", tensorrt=LIMITS, **options)
+        build_engine(checkpoint, out, backend="tensorrt-rtx", tensorrt=tensorrt, **options)
     return RecordedEngine(out, recorder)
 
 
