@@ -101,6 +101,7 @@ BAD_REQUESTS = (
         ("provider", "backend onnxruntime", "tensorrt-rtx"),
     ),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--max-slots", "4"), ("max_slots", "tensorrt-rtx")),
+    BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--bake-weights"), ("bake_weights", "tensorrt-rtx")),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--recipe", "mix.json"), ("mix.json",)),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "--colour", "red"), ("--colour",)),
     BadRequest(("build", "CHECKPOINT", "-o", "TARGET", "more"), ("more",)),
