@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import json
 import sys
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
+from dsv3export.plugins.kernels import quick_plugin
 from dsv3export.plugins.kernels.catalogue import PLUGINS
 from dsv3export.plugins.kernels.quick_plugin import DTYPES, plugin_module, register
+from dsv3export.runtime.cuda_driver import Driver
+from dsv3export.runtime.device import Device
 from dsv3export.runtime.tensorrt_module import load_tensorrt
+from tests.support.emulated.driver import EmulatedDriver
 
 trt: Any = load_tensorrt("tensorrt")
 trtp: Any = plugin_module(trt)
@@ -112,7 +117,77 @@ def drive(case: dict[str, Any]) -> dict[str, Any]:
         "aliases": [instance.get_aliased_input(place) for place in range(len(out_types))],
         "combination": [DTYPES[kind.type.name] for kind in combinations],
         "tactics": [launched(instance, tactic, in_out, len(inputs), builder, case) for tactic in tactics],
+        "from_python": [launched_by_python(definition, case, tactics[0], sizes) for sizes in case["runs"]],
     }
+
+
+def launched_by_python(definition: Any, case: dict[str, Any], tactic: int, sizes: dict[str, int]) -> Any:
+    """What the variant for debugging launches when TensorRT runs an engine, at sizes that are known."""
+    instance = trtp._plugin_class._TemplateJITPlugin(case["plugin"], "dsv3", definition.num_outputs)
+    instance.init(
+        definition.register_func,
+        case["attributes"],
+        definition.impl_attr_names,
+        definition.impl_func,
+        definition.autotune_attr_names,
+        definition.autotune_func,
+        definition.expects_tactic,
+    )
+    shapes = [[sizes.get(size, size) for size in shape] for _, shape in case["inputs"]]
+    types = [getattr(trt.DataType, TENSORRT_NAMES[dtype]) for dtype, _ in case["inputs"]]
+    out_types = instance.get_output_data_types(types, [len(shape) for shape in shapes])
+    sizes_out = instance.get_output_shapes([[node(size) for size in shape] for shape in shapes], [], Builder())
+    out_shapes = [[size.value for size in shape] for shape in sizes_out]
+    instance.set_tactic(tactic)
+    inputs = list(range(1, 1 + len(shapes)))
+    outputs = list(range(100, 100 + len(out_shapes)))
+    RECORDING.launches.clear()
+    instance.enqueue(
+        [concrete(*pair) for pair in zip(types, shapes, strict=True)],
+        [concrete(*pair) for pair in zip(out_types, out_shapes, strict=True)],
+        inputs,
+        outputs,
+        [contiguous(shape) for shape in shapes],
+        [contiguous(shape) for shape in out_shapes],
+        STREAM,
+    )
+    (launch,) = RECORDING.launches
+    return {"inputs": inputs, "outputs": outputs, **launch}
+
+
+def concrete(kind: Any, shape: list[int]) -> Any:
+    made = trt.PluginTensorDesc()
+    made.type, made.format, made.dims = kind, trt.TensorFormat.LINEAR, trt.Dims(shape)
+    return made
+
+
+def contiguous(shape: list[int]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+STREAM = 7
+
+
+class RecordingDriver(EmulatedDriver):
+    """Notes what is launched, and does not do it."""
+
+    def __init__(self) -> None:
+        super().__init__(memory=1 << 20, compute_capability=(TARGET // 10, TARGET % 10))
+        self.launches: list[dict[str, Any]] = []
+
+    def cuModuleLoadData(self, image: bytes) -> bytes:  # noqa: N802
+        return image
+
+    def cuModuleGetFunction(self, module: bytes, name: bytes) -> dict[str, str]:  # noqa: N802
+        return {"name": name.decode(), "ptx": module.rstrip(b"\0").decode()}
+
+    def cuFuncSetAttribute(self, function: Any, kind: Any, value: int) -> None:  # noqa: N802
+        raise AssertionError("more shared memory than TensorRT allows")
+
+    def cuLaunchKernel(self, function: dict[str, str], *arguments: Any) -> None:  # noqa: N802
+        *sizes, stream, (values, _), _ = arguments
+        assert stream == STREAM
+        self.launches.append({**function, "sizes": sizes, "values": list(values)})
 
 
 def launched(instance: Any, tactic: int, in_out: list[Any], count: int, builder: Any, case: dict[str, Any]) -> Any:
@@ -137,10 +212,15 @@ class Extra(dict[int, Any]):
     nbSymExprs = 0  # noqa: N815 - TensorRT's name
 
 
+RECORDING = RecordingDriver()
+
+
 def main() -> None:
     # What crosses into C++ stays in Python: lists for shapes, and the expression for an argument.
     trtp._plugin_class.trt = SimpleNamespace(**{**vars(trt), "DimsExprs": lambda count: [None] * count})
     trtp._tensor.SymExprImpl = lambda argument: argument._expr
+    device = Device(driver=Driver(RECORDING))
+    quick_plugin.Device = lambda: device  # type: ignore[assignment, misc]  # a function for the class
     for plugin in PLUGINS.values():
         register(trt, plugin, lambda: TARGET)
     json.dump([drive(case) for case in json.load(sys.stdin)], sys.stdout)

@@ -78,3 +78,13 @@ def test_the_kernel_takes_what_tensorrt_passes(use: PluginUse, told: dict[str, A
         assert f".target sm_{TARGET}a" in tactic["ptx"]
         assert "/" + "tmp" not in tactic["ptx"]
         assert __file__.rsplit("/tests/", 1)[0] not in tactic["ptx"]
+
+
+@pytest.mark.parametrize("use", USES, ids=str)
+def test_the_variant_for_debugging_launches_the_same(use: PluginUse, told: dict[str, Any]) -> None:
+    """From Python, with the kernel, grid, integers and order of pointers that an engine keeps."""
+    kept = told[str(use)]["tactics"][0]
+    for place, launch in enumerate(told[str(use)]["from_python"]):
+        assert (launch["name"], launch["ptx"]) == (kept["name"], kept["ptx"])
+        assert launch["sizes"] == kept["launches"][place]
+        assert launch["values"] == [*launch["inputs"], *kept["integers"][place], *launch["outputs"]]
