@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dsv3export.runtime.generation import Request
 
 _PROMPTS = ("prompt", "prompt_token_ids", "messages")
-_OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "ignore_eos", "logprobs")
+_OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "ignore_eos", "logprobs",
+            "frequency_penalty", "presence_penalty")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "top_p": ((int, float), "a number"),
     "min_p": ((int, float), "a number"),
     "seed": (int, "an integer"),
+    "frequency_penalty": ((int, float), "a number"),
+    "presence_penalty": ((int, float), "a number"),
     "stop": ((str, list), "a text or a list of texts"),
     "ignore_eos": (bool, "true or false"),
     "logprobs": (int, "an integer"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,10 @@ EXAMPLES = (
 @click.option(
     "--min-p", type=float, default=0.0, metavar="P", help="Sample among tokens at least P times as likely as the best."
 )
+@click.option("--frequency-penalty", type=float, default=0.0, metavar="X",
+              help="Make tokens less likely by each time that they came already, -2 to 2.")  # fmt: skip
+@click.option("--presence-penalty", type=float, default=0.0, metavar="X",
+              help="Make tokens less likely that came already, -2 to 2.")  # fmt: skip
 @click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
@@ -93,7 +97,7 @@ def command(
 
     _check_modes(interactive, system, input_file, output, as_json, prompt is not None or prompt_ids is not None)
     # Checked by the engine too, but a mistake here should not cost the time that loading takes.
-    SamplingParams(how["temperature"], how["top_k"], how["top_p"], how["min_p"], how["seed"])
+    SamplingParams(**{field.name: how[field.name] for field in fields(SamplingParams) if field.name in how})
     take_place(engine, nproc, fault_timeout, threads)
     single = not interactive and input_file is None
     tokens = read_prompt(prompt, prompt_ids) if single else ""

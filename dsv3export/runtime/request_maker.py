@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -25,7 +25,8 @@ MAX_LOGPROBS = 100
 class GenerationOptions(TypedDict, total=False):
     """How to generate; what is left out has its default.
 
-    temperature, top_k, top_p, min_p, seed: See `SamplingParams`; the default is greedy.
+    temperature, top_k, top_p, min_p, seed, frequency_penalty, presence_penalty, logit_bias: See `SamplingParams`; the
+        default is greedy.
     stop: A string, or several, that end the text; they are not part of it.
     ignore_eos: Go on after an end-of-sequence token.
     logprobs: Give the log-probability of each token and of this many likeliest alternatives, 0 to 100.
@@ -39,6 +40,9 @@ class GenerationOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     ignore_eos: bool
     logprobs: int | None
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float] | None
 
 
 class RequestMaker:
@@ -59,6 +63,7 @@ class RequestMaker:
         self, prompt: Prompt, index: int = 0, max_new_tokens: int | None = None, *,
         temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int | None = None,
         stop: str | Sequence[str] | None = None, ignore_eos: bool = False, logprobs: int | None = None,
+        frequency_penalty: float = 0.0, presence_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None,
     ) -> Request:  # fmt: skip
         """The request for one prompt; `index` is its place among those that share a seed.
 
@@ -66,7 +71,10 @@ class RequestMaker:
             RequestError: Something asked for is out of range.
             TokenizerError: The prompt is text and the engine has no tokenizer.
         """
-        params = SamplingParams(temperature, top_k, top_p, min_p, seed)
+        params = SamplingParams(temperature, top_k, top_p, min_p, seed, frequency_penalty, presence_penalty, logit_bias)
+        last = self.limits.vocab_size - 1
+        if unknown := [token for token in logit_bias or () if not 0 <= token <= last]:
+            raise RequestError("logit_bias", expected=f"token ids from 0 to {last}", got=str(unknown[0]))
         if logprobs is not None and not 0 <= logprobs <= MAX_LOGPROBS:
             raise RequestError("logprobs", expected=f"0 to {MAX_LOGPROBS}", got=str(logprobs))
         ids = self.limits.check_ids(self._encode(prompt))

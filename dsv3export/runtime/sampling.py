@@ -1,14 +1,16 @@
 """Chooses the next token from a row of logits.
 
-The order is: temperature, top-k, top-p, min-p, draw; each step sees only what the one before it kept. Temperature 0
-is greedy: the largest logit, the lowest token id among equals. Equal logits are ranked by token id everywhere, so
-that a result never depends on how a sort breaks ties.
+The order is: penalties and bias, temperature, top-k, top-p, min-p, draw; each step sees only what the one before it
+kept. Temperature 0 is greedy: the largest logit, the lowest token id among equals. Equal logits are ranked by token id
+everywhere, so that a result never depends on how a sort breaks ties.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +31,9 @@ class SamplingParams:
         top_p: Keep the smallest set of most likely tokens whose probability reaches top_p; 1 keeps all.
         min_p: Keep tokens at least min_p times as likely as the likeliest; 0 keeps all.
         seed: 0 .. 2^64-1; None draws one from the operating system.
+        frequency_penalty: Taken from a token's logit for each time that it was generated before, -2 to 2.
+        presence_penalty: Taken once from the logits of tokens that were generated before, -2 to 2.
+        logit_bias: Added to the logits of these token ids, -100 to 100.
 
     Raises:
         RequestError: A value is out of range.
@@ -39,6 +44,9 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", ">= 0", self.temperature)
@@ -46,6 +54,10 @@ class SamplingParams:
         _require(0 < self.top_p <= 1, "top_p", "> 0 and <= 1", self.top_p)
         _require(0 <= self.min_p <= 1, "min_p", ">= 0 and <= 1", self.min_p)
         _require(self.seed is None or 0 <= self.seed < 2**64, "seed", ">= 0 and < 2^64", self.seed)
+        for name in ("frequency_penalty", "presence_penalty"):
+            _require(-2 <= getattr(self, name) <= 2, name, ">= -2 and <= 2", getattr(self, name))
+        for bias in (self.logit_bias or {}).values():
+            _require(-100 <= bias <= 100, "logit_bias", ">= -100 and <= 100", bias)
 
 
 def _require(holds: bool, name: str, expected: str, got: object) -> None:
@@ -68,7 +80,7 @@ class Drafted:
 
 
 class Sampler:
-    """Draws the tokens of one request.
+    """Draws the tokens of one request, and remembers them where penalties ask for that.
 
     Its random numbers depend on the seed and the request's index alone, so that a result is the same whatever else
     is in the batch.
@@ -79,17 +91,20 @@ class Sampler:
         seed = secrets.randbits(64) if params.seed is None else params.seed
         key = np.array([seed, request_index], np.uint64)
         self._random = np.random.Generator(np.random.Philox(key=key))
+        self._drawn: Counter[int] = Counter()
+        bias = params.logit_bias or {}
+        self._biased, self._bias = np.array(list(bias), np.int64), np.array(list(bias.values()), np.float32)
 
     def sample(self, logits: Logits) -> int:
         """The next token id for float32[vocab] logits. Raises BackendError for logits that are no numbers."""
-        require_finite(logits)
+        logits = self._adjusted(logits)
         if self.params.temperature == 0:
-            return int(np.argmax(logits))
-        return self._draw(*candidates(logits, self.params))
+            return self._remembered(int(np.argmax(logits)))
+        return self._remembered(self._draw(*candidates(logits, self.params)))
 
     def draft(self, logits: Logits) -> Drafted:
         """A guess, for `verify` to judge, by the same rules from a draft model's logits. Raises as `sample`."""
-        require_finite(logits)
+        logits = self._adjusted(logits)
         if self.params.temperature == 0:
             best = np.array([np.argmax(logits)])
             return Drafted(int(best[0]), best, np.ones(1))
@@ -103,18 +118,36 @@ class Sampler:
         drawn from max(0, p - q): all in all each token comes with probability p (Leviathan et al. 2023, appendix A.1).
         Greedy is the case where p is 1 for one token.
         """
-        require_finite(logits)
+        logits = self._adjusted(logits)
         if self.params.temperature == 0:
-            return int(np.argmax(logits))
+            return self._remembered(int(np.argmax(logits)))
         tokens, probabilities = candidates(logits, self.params)
         of_draft = float(probabilities[tokens == draft.token].sum())
         if self._random.random() * draft.probability < of_draft:
-            return draft.token
+            return self._remembered(draft.token)
         rest = probabilities.copy()
         _, mine, theirs = np.intersect1d(tokens, draft.tokens, assume_unique=True, return_indices=True)
         rest[mine] = np.maximum(rest[mine] - draft.probabilities[theirs], 0)
         # Nothing is left only where both distributions are one, but for rounding: then either will do.
-        return self._draw(tokens, rest if rest.any() else probabilities)
+        return self._remembered(self._draw(tokens, rest if rest.any() else probabilities))
+
+    def _adjusted(self, logits: Logits) -> Logits:
+        """With penalties and bias, as OpenAI's documentation defines them. Raises as `require_finite`."""
+        require_finite(logits)
+        penalties = self.params.frequency_penalty, self.params.presence_penalty
+        if not (len(self._biased) or (any(penalties) and self._drawn)):
+            return logits
+        adjusted = logits.copy()
+        adjusted[self._biased] += self._bias
+        tokens = np.array(list(self._drawn), np.int64)
+        counts = np.array(list(self._drawn.values()), np.float32)
+        adjusted[tokens] -= np.float32(penalties[0]) * counts + np.float32(penalties[1])
+        return adjusted
+
+    def _remembered(self, token: int) -> int:
+        if self.params.frequency_penalty or self.params.presence_penalty:
+            self._drawn[token] += 1
+        return token
 
     def _draw(self, tokens: IntArray, weights: Probabilities) -> int:
         """One of the tokens; the weights need not sum to 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -37,7 +38,8 @@ ROUTE = "/v1/chat/completions"
 async def chat_completions(asked: ChatRequest, http: HttpRequest) -> ChatCompletion | Response:
     """Answer the last message."""
     state = state_of(http)
-    requests = _requests(state, asked)
+    # Long prompts take a while: the other clients' tokens go out meanwhile.
+    requests = await asyncio.to_thread(_requests, state, asked)
     name, account = state.account(ROUTE, "chatcmpl")
     account.prompt(len(requests[0].prompt))
     created = int(time.time())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -30,7 +31,8 @@ MAX_PROMPTS = 64
 async def completions(asked: CompletionRequest, http: HttpRequest) -> Completion | Response:
     """Continue a prompt, or each of several."""
     state = state_of(http)
-    requests = _requests(state, asked)
+    # Long prompts take a while: the other clients' tokens go out meanwhile.
+    requests = await asyncio.to_thread(_requests, state, asked)
     name, account = state.account(ROUTE, "cmpl")
     for request in requests[:: asked.n]:
         account.prompt(len(request.prompt))

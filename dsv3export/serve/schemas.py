@@ -13,17 +13,19 @@ from typing_extensions import Self
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Text = Annotated[str, StringConstraints(strict=True)]
-_NOT_OFFERED = (
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "best_of",
-    "suffix",
-    "echo",
-    "tools",
-    "functions",
-)
+# Of each, what asks for nothing.
+_NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "suffix": ("",),
+    "echo": (False,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "modalities": ([], ["text"]),
+}
 
 
 class _Message(BaseModel):
@@ -44,6 +46,9 @@ class Sampling(_Message):
     top_k: int | None = Field(None, ge=0, description="Not OpenAI's: sample among the k likeliest; 0 for all.")
     min_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Not OpenAI's.")
     seed: int | None = Field(None, ge=0, lt=2**64)
+    frequency_penalty: FiniteFloat | None = Field(None, ge=-2, le=2)
+    presence_penalty: FiniteFloat | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[TokenId, Bias] | None = Field(None, description="Added to the logits of these token ids.")
     n: int = Field(1, ge=1, le=16)
     stop: Text | list[Text] | None = Field(None, description="Up to 16 texts, none of them empty.")
     stream: bool = False
@@ -55,8 +60,9 @@ class Sampling(_Message):
     @classmethod
     def _refuse_what_is_not_offered(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            for name in _NOT_OFFERED:
-                if values.get(name):
+            for name, nothing in _NOT_OFFERED.items():
+                asked = values.get(name)
+                if asked is not None and asked not in nothing and not (name == "best_of" and asked == values.get("n")):
                     raise ValueError(f"{name} is not offered here")
             if values.get("n", 1) is None:
                 values = {**values, "n": 1}

@@ -73,4 +73,7 @@ def options_of(asked: Sampling, logprobs: int | None) -> GenerationOptions:
         "stop": asked.stops or None,
         "ignore_eos": asked.ignore_eos,
         "logprobs": logprobs,
+        "frequency_penalty": asked.frequency_penalty or 0.0,
+        "presence_penalty": asked.presence_penalty or 0.0,
+        "logit_bias": asked.logit_bias,
     }

@@ -140,6 +140,9 @@ def test_a_token_with_minus_infinity_is_never_drawn() -> None:
         ({"min_p": 1.5}, "min_p"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"presence_penalty": math.nan}, "presence_penalty"),
+        ({"logit_bias": {3: 101.0}}, "logit_bias"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(options: dict[str, Any], name: str) -> None:
@@ -179,3 +182,25 @@ def test_a_greedy_draft_is_the_best_token_and_is_judged_so() -> None:
     assert (draft.token, draft.probability) == (0, 1.0)
     assert sampler.verify(logits, draft) == 1
     assert sampler.verify(logits, sampler.draft(logits)) == 1
+
+
+@given(
+    st.lists(arrays(np.float32, 6, elements=st.floats(-9, 9, width=32)), min_size=1, max_size=12),
+    st.sampled_from([0.0, 0.5, -1.25, 2.0]),
+    st.sampled_from([0.0, 0.75, -2.0]),
+    st.dictionaries(st.integers(0, 5), st.sampled_from([-100.0, -3.0, 8.0]), max_size=3),
+)
+def test_penalties_and_bias_are_as_openai_defines_them(
+    steps: list[Any], frequency: float, presence: float, bias: dict[int, float]
+) -> None:
+    params = SamplingParams(frequency_penalty=frequency, presence_penalty=presence, logit_bias=bias)
+    sampler, drawn = Sampler(params), [0] * 6
+    for logits in steps:
+        expected = [
+            np.float32(x) + np.float32(bias.get(i, 0)) - np.float32(frequency * drawn[i] + presence * (drawn[i] > 0))
+            for i, x in enumerate(logits)
+        ]
+        before = logits.copy()
+        token = sampler.sample(logits)
+        assert token == int(np.argmax(expected)) and np.array_equal(logits, before)
+        drawn[token] += 1

@@ -99,6 +99,24 @@ def test_stop_strings_end_the_text(client: openai.OpenAI, engine: Engine) -> Non
     assert answer.choices[0].finish_reason == "stop"
 
 
+def test_penalties_and_bias_are_those_of_the_engine(client: openai.OpenAI, engine: Engine) -> None:
+    plain = engine.generate(PROMPT, 24)
+    never = str(plain.token_ids[0])
+    answer = client.completions.create(
+        model="tiny", prompt=PROMPT, max_tokens=24, temperature=0, frequency_penalty=2, presence_penalty=2,
+        logit_bias={never: -100}, best_of=1,
+    )  # fmt: skip
+    expected = engine.generate(PROMPT, 24, frequency_penalty=2, presence_penalty=2, logit_bias={int(never): -100.0})
+    assert answer.choices[0].text == expected.text != plain.text
+    assert int(never) not in expected.token_ids
+    assert len(set(expected.token_ids)) > len(set(plain.token_ids))
+
+
+def test_what_asks_for_nothing_is_taken(client: openai.OpenAI) -> None:
+    nothing: dict[str, Any] = {"tool_choice": "none", "response_format": {"type": "text"}, "logit_bias": {}}
+    client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1, **nothing)
+
+
 def test_logprobs_are_those_of_the_logits(client: openai.OpenAI, engine: Engine, chat_ids: list[int]) -> None:
     answer = client.chat.completions.create(
         model="tiny", messages=MESSAGES, temperature=0, max_tokens=5, logprobs=True, top_logprobs=3
@@ -139,7 +157,11 @@ def test_models(client: openai.OpenAI) -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "content"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not offered here"),
-        ({"presence_penalty": 0.5}, "presence_penalty is not offered here"),
+        ({"tool_choice": "required"}, "tool_choice is not offered here"),
+        ({"response_format": {"type": "json_object"}}, "response_format is not offered here"),
+        ({"presence_penalty": 2.5}, "presence_penalty: Input should be less than or equal to 2"),
+        ({"logit_bias": {"7": 101}}, "logit_bias.7: Input should be less than or equal to 100"),
+        ({"logit_bias": {"999999": 1}}, "999999"),
         ({"top_logprobs": 2}, "top_logprobs: expected logprobs to be true"),
         ({"messages": [{"role": "user", "content": "a" * 20_000}]}, "at most 1024 tokens"),
     ],

@@ -77,6 +77,15 @@ def test_drafts_see_all_true_pairs_and_no_others(count: int, chunk: int) -> None
     assert stats.rate == stats.accepted / stats.drafted
 
 
+def test_penalties_count_only_what_was_accepted() -> None:
+    texts = []
+    for speculate in (0, 2):
+        asked = [request([1, 2, 3], new=24, frequency_penalty=0.7, presence_penalty=0.4)]
+        pieces = run_all(ToyDraftingSession(VOCAB, 0.5), asked, 1, speculate=speculate)
+        texts.append([token for _, piece in pieces for token in piece.token_ids])
+    assert texts[0] == texts[1]
+
+
 def test_steps_become_fewer() -> None:
     session = ToyDraftingSession(VOCAB)
     stats = SpeculationStats()
