@@ -23,6 +23,7 @@ from dsv3export.plugins.kernels.table import figures
 from dsv3export.sizing.devices import DEVICES
 
 _SCHEDULERS = 4
+_LEFT_OUT = ("arguments", "processors")
 _BITS = {"plain": 16, "fp8": 8, "int8": 8, "int4": 4}
 # Operations of a multiprocessor in a clock, of e4m3 factors (H100 white paper): so the data sheet's rate has a clock.
 _FP8_FLOPS_A_CLOCK = 8192
@@ -44,7 +45,8 @@ def compiled_rows(target: int) -> list[dict[str, Any]]:
     """`figures` of each kernel that DeepSeek-V3's shapes make, for one target."""
     wanted = [(use, launch) for use in USES for launch in launches(use, target)]
     made = compile_all([(launch.build, target) for _, launch in wanted])
-    return [figures(use, launch, target, kernel) for (use, launch), kernel in zip(wanted, made, strict=True)]
+    rows = [figures(use, launch, target, kernel) for (use, launch), kernel in zip(wanted, made, strict=True)]
+    return [{name: value for name, value in row.items() if name not in _LEFT_OUT} for row in rows]
 
 
 def step_bytes(row: Mapping[str, Any]) -> int | None:

@@ -87,12 +87,16 @@ def _split_fp8(
 
 
 def _preferred(inputs: Sequence[TensorType], _: Attributes, target: int) -> int:
-    """The widest tile that the heads fill, where shared memory and wgmma suit it, on Hopper; else the second."""
-    if inputs[0].dtype == "F32":
+    """On Hopper, whose shared memory and wgmma suit them, the wide tiles: the last, if the heads fill its rows."""
+    if inputs[0].dtype == "F32" or target // 10 != _HOPPER:
         return 0
     queries, heads = (known(size) for size in inputs[0].shape[1:3])
-    last = len(MLA_SPLIT.tiles if len(inputs) == len(MLA_SPLIT.inputs) else MLA_SPLIT_FP8.tiles) - 1
-    return (last if queries * heads >= _LONG_SIDE else last - 1) if target // 10 == _HOPPER else 1
+    return 3 if queries * heads >= _LONG_SIDE else 2
+
+
+def _preferred_fp8(inputs: Sequence[TensorType], _: Attributes, target: int) -> int:
+    """On Hopper the last, which converts the cache once for both products."""
+    return 0 if inputs[0].dtype == "F32" or target // 10 != _HOPPER else 2
 
 
 _QUERIES = (Port("q", ACTIVATIONS), Port("q_pe", ACTIVATIONS))
@@ -123,7 +127,7 @@ MLA_SPLIT_FP8 = Plugin(
     outputs=_split_outputs,
     launch=_split_fp8,
     tiles=(Tile(16, 16), Tile(16, 32, warps=8), Tile(64, 32, warps=8)),
-    prefer=_preferred,
+    prefer=_preferred_fp8,
 )
 
 
