@@ -2,19 +2,22 @@
 
 In a ``console`` block each line that begins with ``$ `` is a command, and the lines below it are what it prints, where
 ``...`` stands for any text. The blocks of a page run in order, in a folder that looks like a fresh clone. Blocks with
-another word after the fence (``text``, ``sh``, ...) are not run.
+another word after the fence (``text``, ``sh``, ...) are not run; of ``sh`` blocks the programs and options must exist.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from dsv3export.cli.main import cli
 from tests.support.markdown import anchors, blocks, commands, links
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +74,38 @@ def test_commands_and_scripts_of_a_page_run(page: Path, clone: Path) -> None:
             where = f"{page}:{command.line}: {command.text}"
             assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
             assert command.explains(done.stdout), f"{where}\nprints\n{done.stdout}\ninstead of\n{command.output}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_programs_and_options_of_commands_that_are_not_run_exist(page: Path) -> None:
+    for block in blocks((ROOT / page).read_text(encoding="utf-8")):
+        lines = block.body.replace("\\\n", " ").splitlines() if block.info == "sh" else ()
+        for words in (shlex.split(line, comments=True) for line in lines):
+            program = words[0].removeprefix(".venv/bin/") if words else ""
+            if program == "dsv3export":
+                parse(words[1:])
+            elif program == "python" and words[1].endswith(".py"):
+                assert (ROOT / words[1]).is_file()
+                # Scripts of a folder share modules that declare options.
+                sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / words[1]).parent.glob("*.py"))
+                options = [word.partition("=")[0] for word in words if word.startswith("--")]
+                assert [option for option in options if f'"{option}"' not in sources] == []
+
+
+def parse(words: list[str]) -> None:
+    """Raises click's UsageError for a command or an option that there is not."""
+    command: click.Command | None = cli
+    context = click.Context(cli)
+    while isinstance(command, click.Group):
+        _, command, words = command.resolve_command(context, words)
+        assert command is not None
+        context = click.Context(command, parent=context)
+    command.make_parser(context).parse_args(words)
+
+
+def test_an_option_that_there_is_not_is_seen() -> None:
+    with pytest.raises(click.NoSuchOption):
+        parse(["golden", "check", "a.engine", "--frobnicate"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
