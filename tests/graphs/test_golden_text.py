@@ -15,9 +15,11 @@ import onnx_ir as ir
 import pytest
 
 from dsv3export.config import ModelConfig
+from dsv3export.engine.parallel import Layout
 from dsv3export.graphs import graph_for, print_graph
 from dsv3export.graphs.passes.quantise import quantise
 from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.graphs.shard import shard, stage_graph
 from dsv3export.graphs.trace import Part
 from dsv3export.recipe import Recipe
 
@@ -59,6 +61,14 @@ def test_quantised_graph(precision: str, tiny_fp8: Path) -> None:
     tiny = ModelConfig.from_file(tiny_fp8 / "config.json")
     traced = GraphWithWeights.traced(graph_for(tiny, "trunk"))
     check_text(f"tiny_trunk_{precision}", quantise(traced, Recipe.for_precision(precision), tiny).model)
+
+
+def test_graph_of_a_rank(tiny_fp8: Path) -> None:
+    """The last of eight ranks: two stages, half of the heads, half of the experts."""
+    tiny = ModelConfig.from_file(tiny_fp8 / "config.json")
+    traced = GraphWithWeights.traced(graph_for(tiny, "trunk"))
+    stage = stage_graph(traced, range(2, 4), first=False, last=True)
+    check_text("tiny_trunk_rank_7_of_8", shard(stage, Layout(2, 2, 2), rank=7).model)
 
 
 def check_text(name: str, model: ir.Model) -> None:
