@@ -12,13 +12,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dsv3export.plugins.kernels.calls import NAMES, TorchCall
 from dsv3export.plugins.kernels.tuning import Tuning
 from dsv3export.plugins.latent_append.tensorrt import LATENT_APPEND
-from dsv3export.plugins.latent_append_fp8.op import append_and_read
+from dsv3export.plugins.latent_append_fp8.op import rounded_rows
 from dsv3export.plugins.linear_fp8_block.matmul import dequantise, round_activations
 from dsv3export.plugins.linear_fp8_block.tensorrt import linear_fp8_block
 from dsv3export.plugins.linear_int.tensorrt import linear_int
-from dsv3export.plugins.mla_attention.tensorrt import attend
+from dsv3export.plugins.mla_attention.prefill import MLA_PREFILL
+from dsv3export.plugins.mla_attention.tensorrt import attend, attend_fp8
 from dsv3export.plugins.moe_experts.tensorrt import FEW, MANY, through_experts
 from dsv3export.plugins.moe_route.tensorrt import MOE_ROUTE
+from dsv3export.runtime.latent_cache import scale_groups
 
 Given = Mapping[str, Any]
 Results = tuple[Tensor, ...]
@@ -26,6 +28,10 @@ Results = tuple[Tensor, ...]
 _SHORTEST_PART = 128
 # Heads that a program of split attention takes together.
 _ROWS = 16
+# Rows and columns of a program of a product, and the least of K that it takes.
+_TILE, _SHORTEST_INNER = 64, 1024
+# New tokens of a slot from which K and V are cheaper than attention in the latent space: verifying drafts is decoding.
+_PREFILL = 16
 
 
 class OpKernels:
@@ -40,6 +46,8 @@ class OpKernels:
     def __init__(self, call: TorchCall, processors: int, tuning: Tuning) -> None:
         self.call, self._processors, self._tuning = call, processors, tuning
         self._widened: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        # The side numbers of an FP8 cache.
+        self._sides: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __call__(self, op: str, inputs: Sequence[Tensor], attributes: Given) -> Results:
         """One op, by its ONNX name, with the inputs and attributes that its definition has.
@@ -55,6 +63,13 @@ class OpKernels:
         default = 1 << max(wanted - 1, 0).bit_length()
         return self._tuning.choice("attend", {"slots": slots, "rows": rows, "capacity": capacity}, default)
 
+    def linear_parts(self, rows: int, columns: int, inner: int) -> int:
+        """Into how many parts a product cuts K, where its output alone keeps too few processors busy."""
+        programs = -(-rows // _TILE) * -(-columns // _TILE)
+        most = max(1, min(self._processors // programs, inner // _SHORTEST_INNER))
+        default = 1 << (most.bit_length() - 1)
+        return self._tuning.choice("linear", {"rows": rows, "columns": columns, "inner": inner}, default)
+
     def expert_block(self, tokens: int, k: int, experts: int) -> int:
         """How many rows go through an expert together."""
         default = FEW if tokens * k <= FEW * experts else MANY
@@ -66,13 +81,15 @@ class OpKernels:
 
     def _linear_fp8_block(self, inputs: Sequence[Tensor], given: Given) -> Results:
         x, weight, scale = inputs
-        return (linear_fp8_block(self.call, x, weight, scale, given["activations"], NAMES[x.dtype]),)
+        parts = self.linear_parts(x.numel() // x.shape[-1], weight.shape[0], x.shape[-1])
+        return (linear_fp8_block(self.call, x, weight, scale, given["activations"], NAMES[x.dtype], parts),)
 
     def _linear_int(self, inputs: Sequence[Tensor], given: Given) -> Results:
         x, qweight, scale, *zero = inputs
         zero_point = zero[0] if zero else None
-        how = given["bits"], given["group"], given["activations"]
-        return (linear_int(self.call, x, qweight, scale, zero_point, *how),)
+        how = given["bits"], given["group"], given["activations"], NAMES[x.dtype]
+        parts = self.linear_parts(x.numel() // x.shape[-1], qweight.shape[0], x.shape[-1])
+        return (linear_int(self.call, x, qweight, scale, zero_point, *how, parts),)
 
     def _latent_append(self, inputs: Sequence[Tensor], _: Given) -> Results:
         return self.call(LATENT_APPEND, inputs)
@@ -83,9 +100,14 @@ class OpKernels:
         return updated, updated.to(inputs[1].dtype)
 
     def _latent_append_fp8(self, inputs: Sequence[Tensor], _: Given) -> Results:
+        """Attention reads both arrays where they are: in place of the latents the cache itself is handed on."""
         cache, side, kv_c, k_pe, start = inputs
-        updated, beside, latent = append_and_read(cache, side, kv_c.float(), k_pe.float(), start)
-        return updated, beside, latent.to(kv_c.dtype)
+        groups = side.shape[2] - k_pe.shape[2]
+        numbers, scale = rounded_rows(kv_c.float(), groups)
+        _write(cache.view(torch.uint8), numbers.view(torch.uint8), start)
+        _write(side, torch.cat([k_pe.to(side.dtype), scale], dim=-1), start)
+        self._sides[cache] = side
+        return cache, side, cache
 
     def _mla_attention(self, inputs: Sequence[Tensor], given: Given) -> Results:
         q_nope, q_pe, cache, kv_b, start = inputs
@@ -102,11 +124,22 @@ class OpKernels:
         q_nope, q_pe, cache, kv_b, kv_b_scale, start = inputs
         if given["activations"] == "1x128":
             latent = kv_b.shape[1]
+            cache = self._latents(cache)
             rounded = round_activations(cache[..., :latent].float()).to(cache.dtype)
             cache = torch.cat([rounded, cache[..., latent:]], dim=-1)
         weight = self._kept(kv_b, q_nope.dtype, lambda: dequantise(kv_b, kv_b_scale))
         w_uk, w_uv = self._up_projections(weight, q_nope)
         return self._attention(q_nope, q_pe, cache, w_uk, w_uv, start, given)
+
+    def _latents(self, cache: Tensor) -> Tensor:
+        """What an FP8 cache holds, as float32 [B, T, Dc+Dr]; another cache as it is."""
+        if cache not in self._sides:
+            return cache
+        side = self._sides[cache].float()
+        groups = scale_groups(cache.shape[2])
+        scale = side[..., -groups:, None]
+        latent = (cache.float().unflatten(-1, (groups, -1)) * scale).flatten(-2)
+        return torch.cat([latent, side[..., :-groups]], dim=-1)
 
     def _up_projections(self, kv_b: Tensor, q_nope: Tensor) -> tuple[Tensor, Tensor]:
         heads, nope = q_nope.shape[2:]
@@ -118,10 +151,24 @@ class OpKernels:
     ) -> Results:
         """In the latent space: w_uk [H, Dn, Dc] into the query, w_uv [H, Dv, Dc] out of the result."""
         slots, queries, heads, _ = q_nope.shape
+        if queries >= _PREFILL and cache not in self._sides:
+            return self._prefill(q_nope, q_pe, cache, w_uk, w_uv, start, given)
         parts = self.sequence_parts(slots, queries * heads, cache.shape[1])
-        q = torch.einsum("bshd,hdc->bshc", q_nope, w_uk)
-        mixed = attend(self.call, q, q_pe, cache, start, given["scale"], parts, NAMES[q.dtype])
+        q, how = torch.einsum("bshd,hdc->bshc", q_nope, w_uk), (start, given["scale"], parts, NAMES[q_nope.dtype])
+        if cache in self._sides:
+            mixed = attend_fp8(self.call, q, q_pe, cache, self._sides[cache], *how)
+        else:
+            mixed = attend(self.call, q, q_pe, cache, *how)
         return (torch.einsum("bshc,hdc->bshd", mixed, w_uv).flatten(2),)
+
+    def _prefill(
+        self, q_nope: Tensor, q_pe: Tensor, cache: Tensor, w_uk: Tensor, w_uv: Tensor, start: Tensor, given: Given
+    ) -> Results:
+        """With K and V of the whole capacity, so that nothing waits to learn how long the longest slot is."""
+        latent = cache[..., : w_uk.shape[2]].to(q_nope.dtype)
+        kv = torch.einsum("btc,hdc->bthd", latent, torch.cat([w_uk, w_uv], dim=1))
+        (out,) = self.call(MLA_PREFILL, (q_nope, q_pe, kv, cache, start), scale=given["scale"], value=w_uv.shape[1])
+        return (out.flatten(2),)
 
     def _moe_route(self, inputs: Sequence[Tensor], given: Given) -> Results:
         ids, weights = self.call(MOE_ROUTE, [each.float() for each in inputs], **given)
@@ -161,6 +208,13 @@ class OpKernels:
         if dtype not in made:
             made[dtype] = widen().to(dtype)
         return made[dtype]
+
+
+def _write(cache: Tensor, rows: Tensor, start: Tensor) -> None:
+    """cache[b, start[b] + s] = rows[b, s], without reading `start` on the host."""
+    slots, count = rows.shape[:2]
+    slot = torch.arange(slots, device=cache.device)[:, None]
+    cache[slot, start[:, None] + torch.arange(count, device=cache.device)] = rows
 
 
 _Method = Callable[[OpKernels, Sequence[Tensor], Given], Results]

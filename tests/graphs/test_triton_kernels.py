@@ -14,10 +14,12 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.errors import BackendError
 from dsv3export.graphs.executor import recipe_graph
 from dsv3export.graphs.interpreter import run
+from dsv3export.graphs.tensors import torch_tensor
 from dsv3export.graphs.triton_kernels import TritonKernels
 from dsv3export.graphs.weight_cache import WeightCache
 from dsv3export.plugins.kernels.tuning import Tuning
 from dsv3export.recipe import Recipe
+from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 from tests.support.synthetic import random_checkpoint, tiny_config
 
 CONFIG = tiny_config(
@@ -85,27 +87,30 @@ def test_steps_by_kernels_are_those_by_definition(
         assert max(distances[case]) > 0.0
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
-def test_a_step_never_waits_for_its_device(precision: str, checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize(
+    ("precision", "cache", "queries"), [("bf16", "bf16", 1), ("fp8", "bf16", 2), ("int4", "fp8", 1), ("fp8", "f16", 16)]
+)
+def test_a_step_never_waits_for_its_device(precision: str, cache: str, queries: int, checkpoint: Checkpoint) -> None:
     """Values on the device "meta" have shapes and no numbers: whoever reads one, or mixes devices, gets an error."""
-    recipe = Recipe.for_precision(precision).with_cache("bf16")
+    recipe = Recipe.for_precision(precision).with_cache(cache)
     graph = recipe_graph(checkpoint.config, "trunk", recipe)
     launched: list[str] = []
     kernels = TritonKernels(
         lambda launch, *_: launched.append(launch.build.name), 90, torch.device("meta"), "BF16", 132, Tuning("none")
     )
-    width = checkpoint.config.latent_width
+    caches = LatentCache(CacheLayout.of(recipe.cache, checkpoint.config), 3, 32).inputs(range(3))
     inputs = {
-        "input_ids": torch.zeros(3, 1, dtype=torch.int64),
+        "input_ids": torch.zeros(3, queries, dtype=torch.int64),
         "start": torch.tensor([5, 0, 9]),
         "logit_rows": torch.arange(3),
-        **{f"latent_cache.{layer}": torch.zeros(3, 16, width, dtype=torch.bfloat16) for layer in range(2)},
+        **{name: torch_tensor(array) for name, array in caches},
     }
     outputs = run(graph.model, kernels.place(inputs), WeightCache(checkpoint, graph.weights, 1 << 30), kernels=kernels)
     assert {value.device.type for value in outputs.values()} == {"meta"}
     assert outputs["logits"].shape == (3, checkpoint.config.vocab_size)
     assert outputs["logits"].dtype == torch.bfloat16
-    assert {"latent_append", "mla_combine", "moe_route", "moe_order", "moe_combine"} <= set(launched)
+    attention = {"mla_prefill"} if queries == 16 else {"mla_split", "mla_combine"}
+    assert attention | {"moe_route", "moe_order", "moe_combine"} <= set(launched)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

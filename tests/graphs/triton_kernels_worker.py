@@ -23,12 +23,12 @@ from dsv3export.recipe import Recipe  # noqa: E402
 from dsv3export.runtime.latent_cache import LatentCache  # noqa: E402
 
 SLOTS, CAPACITY = 3, 300
-# Slots, tokens of each, and how many each holds before: a ragged batch, a chunk over a cache, a verification.
+# Slots, tokens of each, and how many each holds before: a start, a chunk over a cache, a decode step, a verification.
 STEPS = (
     (range(2), 3, (0, 0)),
-    (range(1, 3), 3, (3, 0)),
-    (range(3), 1, (3, 6, 3)),
-    (range(1, 3), 2, (7, 4)),
+    (range(1, 3), 17, (3, 0)),
+    (range(3), 1, (3, 20, 17)),
+    (range(1, 3), 2, (21, 18)),
 )
 
 
