@@ -65,7 +65,7 @@ def _block_scales(scale: Tensor, layout: int) -> Tensor:
 
 
 def scaled_mm_rows(case: Case, sets: Sets) -> Peer:
-    """``torch._scaled_mm`` with one scale a row and a column: other numbers, the speed of an FP8 product without blocks."""
+    """``torch._scaled_mm`` with a scale for each row and column: other numbers, an FP8 product without blocks."""
     ready = []
     for values, scale, weight, weight_scale in sets:
         per_column = weight_scale.mean(dim=1).repeat_interleave(128)[: weight.shape[0]]
@@ -128,8 +128,7 @@ def sdpa_latent(case: Case, sets: Sets) -> Peer:
         q, q_pe, cache = sets[copy]
         query = torch.cat([q, q_pe], dim=-1)
         keys = cache[:, None]
-        out = functional.scaled_dot_product_attention(query, keys, keys[..., :LATENT], scale=SCALE)
-        return out
+        return functional.scaled_dot_product_attention(query, keys, keys[..., :LATENT], scale=SCALE)
 
     return run
 
@@ -196,29 +195,30 @@ def sdpa_prefill(case: Case, sets: Sets) -> Peer:
         mask = torch.arange(cached + queries, device=keys.device) <= rows
 
     def run(copy: int) -> Tensor:
-        out = functional.scaled_dot_product_attention(
-            *ready[copy], attn_mask=mask, is_causal=mask is None, scale=SCALE
-        )
+        out = functional.scaled_dot_product_attention(*ready[copy], attn_mask=mask, is_causal=mask is None, scale=SCALE)
         return out.transpose(1, 2)
 
     return run
 
 
 def grouped_mm(case: Case, sets: Sets) -> Peer:
-    """``torch._grouped_mm`` on bfloat16 experts, tokens sorted by expert: the same numbers in twice the bytes of FP8."""
+    """``torch._grouped_mm`` on bfloat16 experts, tokens sorted by expert: twice the bytes of FP8."""
     if case.text("format") != "fp8":
         raise NotImplementedError("compared with FP8 weights only")
+    product = getattr(functional, "grouped_mm", None) or torch._grouped_mm
     banks = [_wide_bank(sets[0][3 + 2 * place], sets[0][4 + 2 * place]) for place in range(3)]
 
     def run(copy: int) -> Tensor:
         x, ids, weights = sets[copy][:3]
         flat = ids.flatten()
         order = flat.argsort()
-        ends = torch.bincount(flat, minlength=banks[0].shape[0]).cumsum(0).to(torch.int32)
+        # Not bincount, which waits for the device.
+        counts = torch.zeros(banks[0].shape[0], dtype=torch.int32, device=x.device)
+        ends = counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0).to(torch.int32)
         token = order // ids.shape[1]
         rows = x[token]
-        gate, up = (torch._grouped_mm(rows, bank.transpose(1, 2), offs=ends) for bank in banks[:2])
-        each = torch._grouped_mm(functional.silu(gate) * up, banks[2].transpose(1, 2), offs=ends)
+        gate, up = (product(rows, bank.transpose(1, 2), offs=ends) for bank in banks[:2])
+        each = product(functional.silu(gate) * up, banks[2].transpose(1, 2), offs=ends)
         weighted = each.float() * weights.flatten()[order, None]
         return torch.zeros_like(x, dtype=torch.float32).index_add_(0, token, weighted).to(x.dtype)
 

@@ -16,7 +16,6 @@ LINEARS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168
 """(N, K): q_a with kv_a, q_b, kv_b, o, gate with up of an expert, down of an expert."""
 
 
-
 @dataclass(frozen=True)
 class Floor:
     """The least work of a case.

@@ -91,4 +91,3 @@ def copies_for(nbytes: int, cache: int, memory: int) -> int:
     """How many copies of inputs of `nbytes` to rotate through: three times the cache, within `memory`, at most 64."""
     wanted = -(-3 * cache // max(nbytes, 1))
     return max(1, min(wanted, memory // max(nbytes, 1), 64))
-

@@ -163,7 +163,9 @@ def mla_decode(case: Case, source: Source, copies: int) -> Work:
             rope, scale = cache[1][:, :ROPE], cache[1][:, ROPE:]
             latent = (latent.unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
         scores = SCALE * (torch.einsum("shc,tc->sht", q, latent) + torch.einsum("shr,tr->sht", q_pe, rope))
-        seen = torch.arange(length, device=q.device) <= length - queries + torch.arange(queries, device=q.device)[:, None]
+        seen = (
+            torch.arange(length, device=q.device) <= length - queries + torch.arange(queries, device=q.device)[:, None]
+        )
         weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
         return result[-1], torch.einsum("sht,tc->shc", weights, latent)
 
@@ -171,9 +173,7 @@ def mla_decode(case: Case, source: Source, copies: int) -> Work:
     return Work(sets, run, check, choices=(_parts("attend", sizes),))
 
 
-def _latents(
-    source: Source, batch: int, heads: int, length: int, queries: int, fp8: bool
-) -> tuple[Tensor, ...]:
+def _latents(source: Source, batch: int, heads: int, length: int, queries: int, fp8: bool) -> tuple[Tensor, ...]:
     q, q_pe = (source.normal(batch, queries, heads, width) for width in (LATENT, ROPE))
     if not fp8:
         return q, q_pe, source.normal(batch, length, LATENT + ROPE)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dsv3export.plugins.kernels.calls import NAMES, TorchCall
+from dsv3export.plugins.kernels.sizes import parts_for
 from dsv3export.plugins.kernels.tuning import Tuning
-from dsv3export.plugins.latent_append.tensorrt import LATENT_APPEND
-from dsv3export.plugins.latent_append_fp8.op import rounded_rows
+from dsv3export.plugins.latent_append.tensorrt import LATENT_APPEND, LATENT_APPEND_FP8
 from dsv3export.plugins.linear_fp8_block.matmul import dequantise, round_activations
 from dsv3export.plugins.linear_fp8_block.tensorrt import linear_fp8_block
 from dsv3export.plugins.linear_int.tensorrt import linear_int
@@ -28,8 +28,6 @@ Results = tuple[Tensor, ...]
 _SHORTEST_PART = 128
 # Heads that a program of split attention takes together.
 _ROWS = 16
-# Rows and columns of a program of a product, and the least of K that it takes.
-_TILE, _SHORTEST_INNER = 64, 1024
 # New tokens of a slot from which K and V are cheaper than attention in the latent space: verifying drafts is decoding.
 _PREFILL = 16
 
@@ -65,9 +63,7 @@ class OpKernels:
 
     def linear_parts(self, rows: int, columns: int, inner: int) -> int:
         """Into how many parts a product cuts K, where its output alone keeps too few processors busy."""
-        programs = -(-rows // _TILE) * -(-columns // _TILE)
-        most = max(1, min(self._processors // programs, inner // _SHORTEST_INNER))
-        default = 1 << (most.bit_length() - 1)
+        default = parts_for(rows, columns, inner, self._processors)
         return self._tuning.choice("linear", {"rows": rows, "columns": columns, "inner": inner}, default)
 
     def expert_block(self, tokens: int, k: int, experts: int) -> int:
@@ -101,11 +97,7 @@ class OpKernels:
 
     def _latent_append_fp8(self, inputs: Sequence[Tensor], _: Given) -> Results:
         """Attention reads both arrays where they are: in place of the latents the cache itself is handed on."""
-        cache, side, kv_c, k_pe, start = inputs
-        groups = side.shape[2] - k_pe.shape[2]
-        numbers, scale = rounded_rows(kv_c.float(), groups)
-        _write(cache.view(torch.uint8), numbers.view(torch.uint8), start)
-        _write(side, torch.cat([k_pe.to(side.dtype), scale], dim=-1), start)
+        cache, side = self.call(LATENT_APPEND_FP8, inputs)
         self._sides[cache] = side
         return cache, side, cache
 
@@ -208,13 +200,6 @@ class OpKernels:
         if dtype not in made:
             made[dtype] = widen().to(dtype)
         return made[dtype]
-
-
-def _write(cache: Tensor, rows: Tensor, start: Tensor) -> None:
-    """cache[b, start[b] + s] = rows[b, s], without reading `start` on the host."""
-    slots, count = rows.shape[:2]
-    slot = torch.arange(slots, device=cache.device)[:, None]
-    cache[slot, start[:, None] + torch.arange(count, device=cache.device)] = rows
 
 
 _Method = Callable[[OpKernels, Sequence[Tensor], Given], Results]

@@ -75,7 +75,7 @@ class Tuning:
         Args:
             target: The device's compute capability, for the plugin's own preference.
         """
-        shapes, given = shapes_of(inputs), _key(attributes)
+        shapes, given = shapes_of(inputs), work_of(attributes)
         near = [
             (apart, plugin.tiles.index(entry.tile))
             for entry in self.tiles
@@ -174,7 +174,7 @@ def _apart(pairs: Iterable[tuple[int, int]]) -> float | None:
     return total
 
 
-def _key(attributes: Attributes) -> tuple[tuple[str, int | str], ...]:
+def work_of(attributes: Attributes) -> tuple[tuple[str, int | str], ...]:
     """Attributes that decide how much work there is; a float, such as a softmax's scale, does not."""
     return tuple(sorted((name, value) for name, value in attributes.items() if not isinstance(value, float)))
 
@@ -182,7 +182,7 @@ def _key(attributes: Attributes) -> tuple[tuple[str, int | str], ...]:
 def _tuned_tile(entry: Mapping[str, Any]) -> TunedTile:
     inputs = tuple((str(dtype), tuple(int(size) for size in shape)) for dtype, shape in entry["inputs"])
     times = float(entry["microseconds"]), float(entry["default_microseconds"])
-    return TunedTile(str(entry["plugin"]), inputs, _key(entry["attributes"]), Tile(**entry["tile"]), *times)
+    return TunedTile(str(entry["plugin"]), inputs, work_of(entry["attributes"]), Tile(**entry["tile"]), *times)
 
 
 def _tuned_choice(entry: Mapping[str, Any]) -> TunedChoice:

@@ -22,13 +22,13 @@ from dsv3export.graphs.triton_kernels import TritonKernels  # noqa: E402
 from dsv3export.recipe import Recipe  # noqa: E402
 from dsv3export.runtime.latent_cache import LatentCache  # noqa: E402
 
-SLOTS, CAPACITY = 3, 300
+SLOTS, CAPACITY = 2, 300
 # Slots, tokens of each, and how many each holds before: a start, a chunk over a cache, a decode step, a verification.
 STEPS = (
     (range(2), 3, (0, 0)),
-    (range(1, 3), 17, (3, 0)),
-    (range(3), 1, (3, 20, 17)),
-    (range(1, 3), 2, (21, 18)),
+    (range(1, 2), 16, (3,)),
+    (range(2), 1, (3, 19)),
+    (range(2), 2, (4, 20)),
 )
 
 
