@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -59,6 +60,23 @@ class BoundedSession(Protocol):
 
     @property
     def capacity(self) -> int: ...
+
+
+@runtime_checkable
+class PipelinedSession(Session, Protocol):
+    """A session of several stages, which work at the same time on steps of different slots.
+
+    `depth` is how many steps keep all of them busy.
+    """
+
+    @property
+    def depth(self) -> int: ...
+
+    def begin_step(
+        self, input_ids: IntArray, start: IntArray, cache: LatentCache, slots: range, logit_rows: IntArray
+    ) -> Callable[[], Logits]:
+        """Begins a `step` and returns what waits for its logits; steps run in the order in which they were begun."""
+        ...
 
 
 @runtime_checkable

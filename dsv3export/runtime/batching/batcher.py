@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from dsv3export.errors import UserError
 from dsv3export.runtime.batching.prefix_cache import PrefixCache
-from dsv3export.runtime.batching.schedule import PrefillTurns, decode_ranges
+from dsv3export.runtime.batching.schedule import PrefillTurns, decode_ranges, pipelined
 from dsv3export.runtime.batching.speculation import Drafting, SpeculationStats, Speculator
 from dsv3export.runtime.drafting import drafter
 from dsv3export.runtime.generation import PREFILL_CHUNK, FinishReason, Piece, Request
 from dsv3export.runtime.latent_cache import LatentCache
 from dsv3export.runtime.logprobs import token_logprobs
 from dsv3export.runtime.sampling import Drafted
-from dsv3export.runtime.session import Hidden, IntArray, Logits, Session
+from dsv3export.runtime.session import Hidden, IntArray, Logits, PipelinedSession, Session
 
 Outcome = Piece | UserError
 
@@ -146,7 +146,11 @@ class Batcher:
         decoding = sorted(slot for slot, sequence in self._running.items() if sequence.new_tokens)
         for slot in self._prefilling.turn(self._next_chunk, self._chunk):
             yield from self._prefill(slot)
-        for run in decode_ranges(decoding):
+        runs = decode_ranges(decoding)
+        if runs and not self._speculator and isinstance(self._session, PipelinedSession) and self._session.depth > 1:
+            yield from self._decode_pipelined(self._session, pipelined(runs, self._session.depth))
+            return
+        for run in runs:
             yield from self._decode(run)
 
     def _admit(self) -> None:
@@ -223,9 +227,37 @@ class Batcher:
                 if not sequence.cancelled:
                     yield sequence.ticket, outcome
 
+    def _decode_pipelined(self, session: PipelinedSession, runs: Sequence[range]) -> Iterator[tuple[int, Outcome]]:
+        """As `_decode` for several runs: all are begun before the first one's token is there."""
+        begun: list[tuple[Mapping[int, _Sequence], Callable[[], Logits]]] = []
+        for run in runs:
+            there = {slot: self._running[slot] for slot in run if slot in self._running}
+            active = {slot: sequence for slot, sequence in there.items() if sequence.new_tokens}
+            ids = np.array([[active[slot].tokens[-1] if slot in active else 0] for slot in run], np.int64)
+            rows = np.array([slot - run.start for slot in active], np.int64)
+            try:
+                if active:
+                    begun.append((active, session.begin_step(ids, self._starts(run), self._cache, run, rows)))
+            except UserError as error:
+                yield from self._failed(list(active), error)
+        for sequences, finish in begun:
+            try:
+                logits = finish()
+            except UserError as error:
+                yield from self._failed([slot for slot, each in sequences.items() if not each.cancelled], error)
+                continue
+            for (slot, sequence), row in zip(sequences.items(), logits, strict=True):
+                if not sequence.cancelled:
+                    for outcome in self._advanced(slot, row[None], ()):
+                        yield sequence.ticket, outcome
+
+    def _starts(self, run: range) -> IntArray:
+        """Valid rows of a run's slots."""
+        return np.array([self._cache.lengths[slot] if slot in self._running else 0 for slot in run], np.int64)
+
     def _step(self, ids: IntArray, run: range, rows: IntArray) -> tuple[Logits, Hidden]:
         """The trunk over a run behind the valid rows of its slots; the hidden states only where they are wanted."""
-        start = np.array([self._cache.lengths[slot] if slot in self._running else 0 for slot in run], np.int64)
+        start = self._starts(run)
         if self._speculator:
             return self._speculator.session.step_hidden(ids, start, self._cache, run, rows)
         return self._session.step(ids, start, self._cache, run, rows), np.empty((len(run), 0, 0), np.float32)

@@ -25,6 +25,16 @@ def decode_ranges(slots: Sequence[int]) -> list[range]:
     return runs
 
 
+def pipelined(runs: Sequence[range], depth: int) -> list[range]:
+    """Runs as at least `depth` of them, where there are slots enough: so many stages work at the same time."""
+    parts = list(runs)
+    while len(parts) < depth and max(len(run) for run in parts) > 1:
+        place = max(range(len(parts)), key=lambda i: len(parts[i]))
+        middle = parts[place].start + len(parts[place]) // 2
+        parts[place : place + 1] = [range(parts[place].start, middle), range(middle, parts[place].stop)]
+    return parts
+
+
 class PrefillTurns:
     """Slots whose prompt is not done yet, each in its turn."""
 

@@ -20,7 +20,7 @@ class Process:
 
     Attributes:
         host: The machine's name.
-        machine: Identifies the machine as it was started, and the namespace of process numbers.
+        machine: Identifies the machine as it was started, and the namespaces of process numbers and of the network.
         pid: Its number there.
         started: In clock ticks since the machine was started.
     """
@@ -59,7 +59,7 @@ def end_with_parent() -> None:
 
 def _machine() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return " ".join([boot, *(str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net"))])
 
 
 def _started(pid: int) -> int | None:

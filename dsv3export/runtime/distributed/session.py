@@ -110,7 +110,7 @@ class DistributedSession:
     def begin_step(
         self, input_ids: IntArray, start: IntArray, cache: LatentCache, slots: range, logit_rows: IntArray
     ) -> Callable[[], Logits]:
-        """Begins a step and returns what waits for its logits; steps run in the order in which they were begun."""
+        """See `PipelinedSession`."""
         flight = self._begin(self._command(Kind.STEP, input_ids, start, cache, slots, logit_rows), cache)
         return lambda: self._end(flight)[0]
 

@@ -76,7 +76,7 @@ class Watch:
         self._suspicious = threading.Event()
         self._stopped = threading.Event()
         self._found = threading.Event()
-        self._said = False
+        self._said = self._cut_off = False
         self._listeners: list[Callable[[JobFault], None]] = []
         self._lock = threading.Lock()
 
@@ -239,6 +239,7 @@ class Watch:
         self._found.set()
 
     def _lost(self, why: str) -> JobFault:
+        self._cut_off = True
         host = self._processes[0].host if 0 in self._processes else ""
         return JobFault(0, host, f"its store at {self._where} is lost to rank {self._rank} on {self.host}: {why}")
 
@@ -250,7 +251,8 @@ class Watch:
             self._said = True
             self._note()
         culprit = self._processes.get(self.fault.rank)
-        if culprit and self.fault.rank != self._rank:
+        # Whoever is cut off from the store cannot say that rank 0 hangs.
+        if culprit and self.fault.rank != self._rank and not self._cut_off:
             culprit.kill()
         # Those who are silent end last: a launcher ends the others as soon as one has.
         time.sleep(self._grace if self._speaks() else 2 * (self._grace + self._tick))
@@ -275,8 +277,13 @@ class Watch:
             self._note()
 
     def _note(self) -> None:
-        with suppress(Exception):  # the store may be what is gone
-            self._store.set(SAID, "1")
+        def note() -> None:
+            with suppress(Exception):  # the store may be what is gone
+                self._store.set(SAID, "1")
+
+        noting = threading.Thread(target=note, daemon=True)  # a store that is cut off answers never
+        noting.start()
+        noting.join(self._grace)
 
     def _speaks(self) -> bool:
         """One rank tells the user: rank 0, unless it is the one that is gone."""
