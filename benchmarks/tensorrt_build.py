@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.bounds import beyond, conclude
+from benchmarks.command import without_paths
 from benchmarks.launch import run_worker
 from benchmarks.machine import machine_facts
 from benchmarks.make_sparse_checkpoint import TOKENIZER, config_of
@@ -36,7 +37,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The whole result, JSON-able; all files are made in `folder`."""
     result: dict[str, Any] = {
         "benchmark": "tensorrt_build",
-        "command": shlex.join(["python", "benchmarks/tensorrt_build.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/tensorrt_build.py", *without_paths(sys.argv[1:])]),
         "machine": machine_facts(),
         "tiny": [
             {"checkpoint": name, "precision": precision, **_built(path, folder / "engine", precision)}
