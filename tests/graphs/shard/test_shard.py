@@ -36,9 +36,6 @@ QUANTISED = [
     ("bf16", Layout(tp=2, ep=2)),
     ("int8", Layout(tp=4)),
     ("int4", Layout(tp=4)),
-    ("int4", Layout(tp=2, ep=2)),
-    ("int4", Layout(pp=2, ep=2)),
-    ("fp8", Layout(pp=2, ep=2)),
     ("fp8", Layout(ep=4)),
 ]
 
