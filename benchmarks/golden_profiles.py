@@ -1,10 +1,11 @@
 """Measures the tolerance profiles that the program ships: dsv3export/golden/profiles.json.
 
-    python benchmarks/golden_profiles.py [--json FILE]
+    python benchmarks/golden_profiles.py [--only NAME] [--json FILE]
 
 For each arithmetic, engines of both trained checkpoints are held against two goldens: the executor's in float32, and
 the executor's in that arithmetic (profiles `same-...`). They run with one and two threads, alone and in batches,
-prompts whole and in chunks. A bound is the largest figure of all runs times 4, of a divergence times 16.
+prompts whole and in chunks. A bound is the largest figure of all runs times 4, of a divergence times 16. `--only`
+measures one arithmetic, and leaves the others' profiles as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from dsv3export.compare.json_form import to_json
 from dsv3export.golden import Golden, GoldenModel, Settings, record_golden
 from dsv3export.golden.calibrate import Noise, measure_noise
 from dsv3export.golden.document import Profile
+from dsv3export.golden.profile import shipped
 from dsv3export.graphs.build import build_engine
 from dsv3export.recipe import Recipe
 from dsv3export.runtime.prompt_file import FilePrompt
@@ -52,21 +54,23 @@ ARITHMETICS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=_ROOT / "dsv3export" / "golden" / "profiles.json")
-    profiles = []
+    parser.add_argument("--only", choices=tuple(ARITHMETICS))
     arguments = parser.parse_args()
-    for profile in measured_profiles():
+    known = {profile.name: profile for profile in shipped()} if arguments.only else {}
+    for profile in measured_profiles((arguments.only,) if arguments.only else tuple(ARITHMETICS)):
         largest = ", ".join(f"{bound.metric} {bound.largest:.2g}" for bound in profile.bounds)
         print(f"{profile.name}: {largest}", flush=True)
-        profiles.append(profile)
-    lines = [json.dumps(to_json(profile), allow_nan=False) for profile in profiles]
+        known[profile.name] = profile
+    lines = [json.dumps(to_json(profile), allow_nan=False) for profile in known.values()]
     arguments.json.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
-def measured_profiles() -> Iterator[Profile]:
+def measured_profiles(names: Sequence[str]) -> Iterator[Profile]:
     """Two for each arithmetic."""
     with TemporaryDirectory() as folder:
         truths = {variant: _record(variant, "fp32", "fp32") for variant in _CHECKPOINTS}
-        for name, (precision, cache) in ARITHMETICS.items():
+        for name in names:
+            precision, cache = ARITHMETICS[name]
             against, same = [], []
             for variant, checkpoint in _CHECKPOINTS.items():
                 engine = Path(folder) / f"{variant}-{name}.engine"

@@ -28,7 +28,9 @@ def load_engine(
     with progress_on_stderr(quiet) as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         engine = Engine.load(path, threads, provider=provider, progress=progress, **settings)
-    click.get_current_context().call_on_close(engine.close)
+    context = click.get_current_context(silent=True)  # none in a benchmark
+    if context is not None:
+        context.call_on_close(engine.close)
     for warning in caught:
         click.echo(f"dsv3export: {warning.message}", err=True)
     return engine

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from dsv3export.checkpoint import Checkpoint
     from dsv3export.recipe import Precision
+    from dsv3export.sensitivity.results import Study, Whole
     from dsv3export.sensitivity.search import Target
-    from dsv3export.sensitivity.study import Budget, Study, Whole
+    from dsv3export.sensitivity.study import Budget
 
 EXAMPLES = (
     "dsv3export sensitivity examples/tiny-dsv3 --text novel.txt --layer-groups 1",

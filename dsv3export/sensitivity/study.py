@@ -13,15 +13,15 @@ from dsv3export.config import ModelConfig
 from dsv3export.errors import InternalError
 from dsv3export.evaluate import Comparison
 from dsv3export.progress import NoProgress, Progress
-from dsv3export.recipe import Component, Precision, Recipe, Scheme
+from dsv3export.recipe import Precision, Recipe, Scheme
 from dsv3export.sensitivity.journal import Measurement, MeasurementJournal
+from dsv3export.sensitivity.results import Study, Trial, Whole
 from dsv3export.sensitivity.search import Choice, Mix, Option, Target, best, search, total_kl
+from dsv3export.sensitivity.sizes import UnitSizes
 from dsv3export.sensitivity.units import Unit, folded, model_units, with_units
-from dsv3export.sizing.weights import weight_bytes_by_layer
 
 # Of a budget, what is kept for measuring mixes.
 _MIXES, _MIX_TIME = 3, 0.2
-_MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
@@ -30,63 +30,6 @@ class Budget:
 
     evaluations: float = math.inf
     seconds: float = math.inf
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One unit at one precision, all else in float32.
-
-    Attributes:
-        saved_bytes: Against the unit in float32.
-        measured: None where the budget ended before.
-    """
-
-    unit: str
-    component: Component
-    layers: tuple[int, ...]
-    precision: Precision
-    scheme: str
-    saved_bytes: int
-    measured: Measurement | None
-
-    @property
-    def harm(self) -> float:
-        """Divergence for each megabyte saved, in nats."""
-        return math.inf if self.measured is None else self.measured.kl / max(self.saved_bytes, 1) * _MEGABYTE
-
-
-@dataclass(frozen=True)
-class Whole:
-    """All units at one precision, or the mix that was chosen: `predicted_kl` is None where nothing was added up."""
-
-    name: str
-    nbytes: int
-    predicted_kl: float | None
-    measured: Measurement
-
-
-@dataclass(frozen=True)
-class Study:
-    """What was found.
-
-    Attributes:
-    float32_bytes: Of all weights.
-    trials: In the order of harm for each byte saved, the largest first; those not measured last.
-    uniform: Each precision throughout, for comparison.
-    mix: What was chosen for the target; None without one.
-    recipe: The mix, as `Recipe.to_json` spells it.
-    met: Whether the mix, as measured, meets the target.
-    """
-
-    float32_bytes: int
-    trials: tuple[Trial, ...]
-    uniform: tuple[Whole, ...]
-    max_kl: float = math.inf
-    max_bytes: float = math.inf
-    mix: Whole | None = None
-    choice: tuple[tuple[str, str], ...] = ()
-    met: bool = False
-    recipe: Recipe | None = None
 
 
 class Search:
@@ -116,6 +59,7 @@ class Search:
         self._progress = progress or NoProgress()
         self._used, self._seconds = 0, 0.0
         self._float32 = Recipe.for_precision("fp32")
+        self._sizes = UnitSizes(config, {**self._presets, "fp32": self._float32})
 
     def run(self, target: Target | None) -> Study:
         """The study; without a target no mix is chosen."""
@@ -127,7 +71,7 @@ class Search:
         trials = [self._trial(unit, option, measured.get((unit, option.precision)))
                   for unit in self._units for option in self._schemes[unit]]  # fmt: skip
         trials.sort(key=lambda trial: (trial.measured is None, -trial.harm))
-        study = Study(sum(self._bytes["fp32"].values()), tuple(trials), tuple(uniform))
+        study = Study(self._sizes.whole("fp32"), tuple(trials), tuple(uniform))
         if target is None or chosen is None:
             return study
         recipe = self._recipe(chosen.choice)
@@ -148,14 +92,14 @@ class Search:
             schemes: dict[Scheme, Precision] = {}
             for name in self._precisions:
                 schemes.setdefault(self._presets[name].components[unit.component], name)
-            found[unit] = [Option(name, scheme, self._unit_bytes(unit, name), math.nan)
+            found[unit] = [Option(name, scheme, self._sizes.unit(unit, name), math.nan)
                            for scheme, name in schemes.items()]  # fmt: skip
         return found
 
     def _uniform(self, precision: Precision) -> Whole | None:
         recipe = self._presets[precision]
         measured = self._measured(recipe)
-        return None if measured is None else Whole(precision, sum(self._bytes[precision].values()), None, measured)
+        return None if measured is None else Whole(precision, self._sizes.whole(precision), None, measured)
 
     def _trials(self) -> dict[tuple[Unit, Precision], Measurement]:
         """Of as many units as the budget allows, the largest ones; each at all of its options or not at all."""
@@ -174,7 +118,7 @@ class Search:
 
     def _within_budget(self) -> Iterable[Unit]:
         """In the order of computation, in which the float32 model runs along once; for a time limit by size."""
-        by_size = sorted(self._units, key=lambda unit: -self._unit_bytes(unit, "fp32"))
+        by_size = sorted(self._units, key=lambda unit: -self._sizes.unit(unit, "fp32"))
         if math.isfinite(self._budget.seconds):
             return by_size
         left, taken = self._budget.evaluations - self._used - _MIXES, set()
@@ -197,7 +141,7 @@ class Search:
         for unit in unknown:
             options[unit] = [replace(self._schemes[unit][0], kl=rest / len(unknown))]
         in_order = {unit: options[unit] for unit in self._units}
-        fixed = sum(self._bytes[self._precisions[0]].values()) - sum(each[0].nbytes for each in self._schemes.values())
+        fixed = self._sizes.whole(self._precisions[0]) - sum(each[0].nbytes for each in self._schemes.values())
         tried = search(in_order, target, fixed, self._measured_kl, self._ratio(in_order, uniform))
         return best(tried, target)
 
@@ -245,18 +189,7 @@ class Search:
         return int(min(trials, self._budget.evaluations))
 
     def _trial(self, unit: Unit, option: Option, measured: Measurement | None) -> Trial:
-        saved = self._unit_bytes(unit, "fp32") - option.nbytes
+        saved = self._sizes.unit(unit, "fp32") - option.nbytes
         return Trial(
             unit.name, unit.component, unit.layers, option.precision, option.scheme.describe(), saved, measured
         )
-
-    def _unit_bytes(self, unit: Unit, precision: Precision) -> int:
-        """Of a unit's weights, norms among them, at a precision."""
-        table = self._bytes[precision]
-        return sum(table[unit.component, layer] for layer in unit.layers or (None,))
-
-    @cached_property
-    def _bytes(self) -> dict[Precision, dict[tuple[str, int | None], int]]:
-        """Of each part of each layer at each precision."""
-        recipes = {**self._presets, "fp32": self._float32}
-        return {name: weight_bytes_by_layer(self._config, recipe) for name, recipe in recipes.items()}

@@ -14,8 +14,9 @@ from dsv3export.evaluate import Comparison, Evaluation
 from dsv3export.presets import preset
 from dsv3export.recipe import LAYER_COMPONENTS, Recipe
 from dsv3export.sensitivity.journal import MeasurementJournal
+from dsv3export.sensitivity.results import Study
 from dsv3export.sensitivity.search import Target
-from dsv3export.sensitivity.study import Budget, Search, Study
+from dsv3export.sensitivity.study import Budget, Search
 from dsv3export.sensitivity.units import has_component
 from dsv3export.sizing.term import total
 from dsv3export.sizing.weights import weight_terms
