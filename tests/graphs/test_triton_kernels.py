@@ -35,12 +35,11 @@ CONFIG = tiny_config(
 )
 # Of ||kernels - definitions|| / ||definitions||, by the type of activations and whether they are rounded further:
 # then a number at the edge between two steps may go either way.
-TOLERANCES = {"F32": 1e-5, "F16": 4e-3, "BF16": 4e-2}
+TOLERANCES = {"F32": 1e-5, "BF16": 4e-2}
 ROUNDED = 5e-2
 CASES = (
     ("fp32 cache=fp8", "F32", False),
     ("bf16", "BF16", False),
-    ("fp8 cache=f16", "F16", False),
     ("fp8 1x128", "F32", False),
     ("int8", "F32", True),
     ("int4 zero cache=bf16", "F32", False),
@@ -67,7 +66,7 @@ def distances(checkpoint: Checkpoint) -> dict[tuple[str, str, bool], list[float]
         input=json.dumps(cases),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
