@@ -84,7 +84,7 @@ def _projected(name: str, start: list[int], count: int, capacity: int, dims: tup
         rows = (kv_a, norm, cos, sin, held)
         if not groups:
             cache = random.normal(slots, capacity, latent + rope).to(DTYPES[dtype])
-            expected = append_in_place(cache.float(), kv_c, k_pe, held)
+            expected = append_in_place(cache.float().clone(), kv_c, k_pe, held)
             (updated,) = call(LATENT_APPEND_NORMED, (cache, *rows), eps=eps)
             return [(updated, expected)]
         numbers = random.normal(slots, capacity, latent).to(torch.float8_e4m3fn)
