@@ -155,6 +155,28 @@ def test_a_server_answers_and_says_503_when_a_rank_is_gone(rank_engine: RankEngi
     assert err.count("dsv3export: error: rank 1 on ") == 1
 
 
+def test_torchrun_brings_a_server_back(rank_engine: RankEngine, right: list[int]) -> None:
+    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    options = ("--port", "0", "--quiet", "--fault-timeout", str(BOUND))
+    with (
+        job("serve", rank_engine(Layout(2, 1, 1)), *options, prefix=(*torchrun, "--max-restarts", "1", "--no-python"))
+        as started, httpx.Client(timeout=30) as client
+    ):  # fmt: skip
+        served(started)
+        first = started.ranks()
+        first[1].kill()
+        url = served(started)
+        assert ended(list(first.values()))
+        assert client.get(f"{url}/health").json()["status"] == "ok"
+        answer = client.post(f"{url}/v1/completions", json=body).json()
+        assert answer["usage"]["completion_tokens"] == len(right)
+        second = started.ranks()
+        started.process.terminate()
+        started.end(timeout=30)
+        assert ended(list(second.values()))
+
+
 def test_a_server_ends_its_ranks_when_it_is_told_to_end(rank_engine: RankEngine) -> None:
     with job("serve", rank_engine(Layout(2, 1, 1)), "--port", "0", "--quiet", "--nproc", "2") as started:
         served(started)

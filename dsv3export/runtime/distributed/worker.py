@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,5 +115,11 @@ class Worker:
             send_bytes=sent["send"],
             control_bytes=sent["control"],
             cache_bytes=cache_bytes,
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_memory_bytes=_peak_memory(),
         )
+
+
+def _peak_memory() -> int:
+    """Bytes; not `ru_maxrss`, which a process inherits from the launcher that started it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
