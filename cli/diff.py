@@ -113,6 +113,7 @@ def command(
     from dsv3export.cli.diff_summary import show
     from dsv3export.cli.outputs import check_outputs, check_plot
     from dsv3export.cli.subject import find_subject
+    from dsv3export.errors import RequestError
 
     check_outputs(json_file, html_file)
     check_plot(plot_file)
@@ -127,6 +128,8 @@ def command(
         )  # fmt: skip
         report_golden_diff(held, json_file, html_file, show_all)
         raise click.exceptions.Exit(0 if held.first_fault is None else 1)
+    if causes and executor_kernels:
+        raise RequestError("--causes", expected="the executor's own arithmetic", got="--executor-kernels")
     sides = find_subject(expected), find_subject(got)
     kernels = triton_kernels(executor_kernels, expected, got)
     ids = read_prompts(require_prompts(prompts, profile), sides)
@@ -160,7 +163,7 @@ def diff_models(
 
     refuse_for_others(sides, running)
     if causes:
-        check_causes(sides, running)
+        check_causes(sides)
     models = staged_pair(sides, ids, running)
     with progress_on_stderr(quiet) as progress:
         diff = diff_layers(models[0], models[1], len(ids), tolerance, progress)

@@ -136,18 +136,16 @@ def error_split(sides: Sequence[Subject], ids: list[list[int]], running: Running
     from dsv3export.compare import split_causes
     from dsv3export.graphs.capture import cause_chain
 
-    checkpoint, engine = check_causes(sides, running)
+    checkpoint, engine = check_causes(sides)
     fitted = _calibration_ids(checkpoint, running.calibration)
     exact, chain = cause_chain(checkpoint, staged(engine, ids, running), _manifest(engine).recipe, ids, fitted)
     return split_causes(exact, chain, len(ids), progress)
 
 
-def check_causes(sides: Sequence[Subject], running: Running) -> tuple[Checkpoint, Subject]:
-    """Raises RequestError unless A is a checkpoint, computed by the ops' definitions, and B an engine."""
+def check_causes(sides: Sequence[Subject]) -> tuple[Checkpoint, Subject]:
+    """Raises RequestError unless A is a checkpoint and B an engine."""
     from dsv3export.errors import RequestError
 
-    if running.kernels is not None:
-        raise RequestError("--causes", expected="the executor's own arithmetic", got="--executor-kernels")
     checkpoint, engine = sides[0].checkpoint, sides[1]
     if checkpoint is None or engine.manifest is None:
         raise RequestError(

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Mapping
+
 if __name__ != "dsv3export.plugins":
     raise ImportError(f"import this package as 'dsv3export.plugins', not as {__name__!r}")
 
@@ -48,6 +51,6 @@ OPS = by_name(
 SHARD_OPS = by_name([ALL_REDUCE, GATHER_COLUMNS, EXPERT_DISPATCH, EXPERT_COMBINE])
 # Where a graph is cut: a communicator does these between two segments.
 COLLECTIVES = frozenset({ALL_REDUCE.name, GATHER_COLUMNS.name})
-ALL_OPS = {**OPS, **SHARD_OPS}
+ALL_OPS: Mapping[str, Op] = ChainMap(OPS, SHARD_OPS)
 
 __all__ = ["ALL_OPS", "COLLECTIVES", "DOMAIN", "DOMAIN_VERSION", "OPS", "SHARD_OPS", "Op"]

@@ -95,7 +95,8 @@ def test_programs_and_options_of_commands_that_are_not_run_exist(page: Path) -> 
 def parse(words: list[str]) -> None:
     """Raises click's UsageError for a command or an option that there is not."""
     command: click.Command | None = cli
-    context = click.Context(cli)
+    # The settings as well: a command keeps the help option that its first context gives it.
+    context = click.Context(cli, **cli.context_settings)
     while isinstance(command, click.Group):
         _, command, words = command.resolve_command(context, words)
         assert command is not None

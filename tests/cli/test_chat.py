@@ -79,10 +79,10 @@ class Terminal:
 
 @contextmanager
 def terminal(*arguments: str | Path, home: Path) -> Iterator[Terminal]:
-    """The program on a terminal of its own."""
+    """The program on a terminal of its own, where Ctrl-C counts even if whoever started the tests ignores it."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "XDG_STATE_HOME": str(home), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-    command = [sys.executable, "-m", "dsv3export", *map(str, arguments)]
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "dsv3export", *map(str, arguments)]
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
     )
