@@ -1,0 +1,93 @@
+// From the engine's weight tables to panels of 16 rows.
+#include <algorithm>
+#include <cstring>
+
+#include "int_matmul.h"
+
+namespace dsv3 {
+namespace {
+
+// Where number k of row n of a group's 16 x depth numbers lies.
+struct Place {
+  size_t byte;
+  int shift;
+};
+
+Place place(int bits, size_t n, size_t k) {
+  size_t quad = k / 4;
+  if (bits == 8) return {quad * 64 + n * 4 + k % 4, 0};
+  return {quad / 2 * 64 + n * 4 + k % 4, static_cast<int>(quad % 2) * 4};
+}
+
+void put(uint8_t* block, int bits, size_t n, size_t k, unsigned value) {
+  Place at = place(bits, n, k);
+  block[at.byte] |= static_cast<uint8_t>(value << at.shift);
+}
+
+unsigned number(const uint8_t* packed, int bits, size_t index) {
+  return bits == 8 ? packed[index] : packed[index / 2] >> (index % 2 * 4) & 15;
+}
+
+// One row of one group of 8 bits, four at a time; `count` numbers are there.
+void put_row8(uint8_t* block, size_t n, const uint8_t* weight, size_t count, size_t depth, uint8_t zero) {
+  for (size_t k = 0; k < depth; k += 4) {
+    uint8_t quad[4] = {zero, zero, zero, zero};
+    if (k < count) std::memcpy(quad, weight + k, std::min<size_t>(4, count - k));
+    std::memcpy(block + k * 16 + n * 4, quad, 4);
+  }
+}
+
+void put_row4(uint8_t* block, size_t n, const uint8_t* weight, size_t count, size_t depth, unsigned zero) {
+  for (size_t k = 0; k < depth; ++k) put(block, 4, n, k, k < count ? number(weight, 4, k) : zero);
+}
+
+}  // namespace
+
+void pack_rows(const IntShape& shape, const RowSource& source, size_t first, size_t count, uint8_t* data) {
+  const size_t groups = shape.groups(), depth = shape.depth(), block_bytes = shape.block_bytes();
+  const size_t group_bytes = shape.group * shape.bits / 8;
+  const unsigned middle = 1u << (shape.bits - 1);
+  for (size_t panel = first; panel < first + count; ++panel) {
+    uint8_t* at = data + panel * shape.panel_bytes();
+    uint8_t* zeros = shape.zero_points ? data + shape.zero_offset() + panel * groups * kPanel : nullptr;
+    for (size_t g = 0; g < groups; ++g, at += block_bytes) {
+      std::memset(at, 0, block_bytes);
+      float* scales = reinterpret_cast<float*>(at);
+      uint8_t* block = at + kPanel * sizeof(float);
+      const size_t numbers = std::min(shape.group, shape.K - g * shape.group);
+      for (size_t i = 0; i < kPanel; ++i) {
+        const size_t n = panel * kPanel + i;
+        const bool inside = n < shape.N;
+        const unsigned zero = inside && source.zero ? number(source.zero + n * source.zero_stride, shape.bits, g) : middle;
+        if (inside) scales[i] = source.scale[n * source.scale_stride + g];
+        if (zeros) zeros[g * kPanel + i] = static_cast<uint8_t>(zero);
+        const uint8_t* weight = inside ? source.weight + n * source.weight_stride + g * group_bytes : nullptr;
+        const size_t there = inside ? numbers : 0;
+        if (shape.bits == 8) {
+          put_row8(block, i, weight, there, depth, static_cast<uint8_t>(zero));
+        } else {
+          put_row4(block, i, weight, there, depth, zero);
+        }
+      }
+    }
+  }
+}
+
+void pack_columns(const IntShape& shape, const ColumnSource& source, size_t first, size_t count, uint8_t* data) {
+  const size_t depth = shape.depth();
+  for (size_t panel = first; panel < first + count; ++panel) {
+    uint8_t* at = data + panel * shape.panel_bytes();
+    float* scales = reinterpret_cast<float*>(at);
+    uint8_t* block = at + kPanel * sizeof(float);
+    const size_t begin = panel * kPanel, columns = std::min(kPanel, shape.N - begin);
+    std::fill_n(scales, kPanel, 0.0f);
+    std::copy_n(source.scale + begin, columns, scales);
+    std::memset(block, 128, kPanel * depth);
+    for (size_t k = 0; k < shape.K; ++k) {
+      const int8_t* row = source.weight + k * source.weight_stride + begin;
+      for (size_t i = 0; i < columns; ++i) block[k / 4 * 64 + i * 4 + k % 4] = static_cast<uint8_t>(row[i] + 128);
+    }
+  }
+}
+
+}  // namespace dsv3
