@@ -19,8 +19,10 @@ PYTHON := $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))) python3)
 endif
 
+NATIVE := $(sort $(wildcard plugins/cpu/*.cpp plugins/cpu/*.h))
+
 # Named after what it was made from, so that only a change of content (or of place, or of interpreter) makes it again.
-STAMP := $(BIN)/.installed-$(shell { cat pyproject.toml constraints.txt; echo "$(CURDIR) $(PYTHON)"; } | sha256sum | cut -c1-16)
+STAMP := $(BIN)/.installed-$(shell { cat pyproject.toml constraints.txt setup.py $(NATIVE); echo "$(CURDIR) $(PYTHON)"; } | sha256sum | cut -c1-16)
 
 # Compiled for this machine, but without AMX: with it, llama.cpp 0.3.36 ends with a failed assertion when it loads this
 # architecture's attention (ggml-backend.cpp: cur_backend_id != -1), and a segmentation fault where that is avoided.
@@ -29,7 +31,14 @@ BENCH_CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$(NO_AMX
 
 DEMO_ENGINE := build/tiny-dsv3.engine
 
-.PHONY: help setup browser bench-setup demo test kernels lint format coverage clean
+ifdef SANITIZE
+export SANITIZE
+endif
+ifdef WERROR
+export WERROR
+endif
+
+.PHONY: help setup browser bench-setup demo test kernels native lint format coverage clean
 
 help:
 	@echo "make setup        create $(VENV) with all that demo, tests and linters need"
@@ -38,6 +47,7 @@ help:
 	@echo "make demo         build examples/tiny-dsv3 into an engine and let it write"
 	@echo "make test         run the test suite"
 	@echo "make kernels      compile all kernels of the TensorRT plugins for all GPUs, and test them; needs none"
+	@echo "make native       compile what has changed of the native CPU kernels; WERROR=1, SANITIZE=1"
 	@echo "make lint         ruff, mypy --strict and the import contracts"
 	@echo "make format       apply ruff's fixes and formatting"
 	@echo "make coverage     run the test suite and report what it did not execute"
@@ -45,7 +55,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dsv3export: make setup needs Python 3.11 or newer, got " + sys.version.split()[0] + "; name one: make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt setuptools
@@ -73,6 +83,10 @@ test: setup
 kernels: setup
 	$(BIN)/dsv3export kernels compile
 	$(BIN)/dsv3export kernels test
+
+# Without `setup`: a change of the sources does not need a new environment.
+native:
+	$(BIN)/python setup.py build_ext --inplace
 
 lint: setup
 	$(BIN)/ruff check .

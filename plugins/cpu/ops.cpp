@@ -1,0 +1,11 @@
+#include "ops.h"
+
+namespace dsv3 {
+
+std::vector<const abi::CustomOp*> all_ops() {
+  return {
+      linear_op(),
+  };
+}
+
+}  // namespace dsv3

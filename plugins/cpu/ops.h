@@ -1,0 +1,14 @@
+// All ops of the library. An op file defines a function that returns its op, is declared here, and listed in ops.cpp.
+#pragma once
+
+#include <vector>
+
+#include "abi.h"
+
+namespace dsv3 {
+
+const abi::CustomOp* linear_op();
+
+std::vector<const abi::CustomOp*> all_ops();
+
+}  // namespace dsv3
