@@ -86,7 +86,7 @@ kernels: setup
 
 # Without `setup`: a change of the sources does not need a new environment.
 native:
-	$(BIN)/python setup.py build_ext --inplace
+	REQUIRED=1 $(BIN)/python setup.py build_ext --inplace
 
 lint: setup
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ from dsv3export.cli.machine import Cpu, Gpu, Memory, read_cpu, read_gpus, read_m
 from dsv3export.cli.options import json_option, quiet_option, verbose_option
 from dsv3export.cli.packages import PackageState, ProviderStates, read_packages, read_providers
 from dsv3export.cli.tables import bytes_text, print_facts, print_json, print_table
+from dsv3export.errors import BackendError
+from dsv3export.runtime import cpu_kernels
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Findings:
     memory: Memory
     gpus: tuple[Gpu, ...]
     works: tuple[Capability, ...]
+    cpu_kernels: cpu_kernels.Description | None
+    cpu_kernels_problem: str
 
 
 EXAMPLES = (
@@ -82,7 +86,17 @@ def examine(probe: bool) -> Findings:
         state = packages["onnxruntime"]
         packages["onnxruntime"] = PackageState(state.entry, state.versions, state.problem or providers.failure)
     gpus = read_gpus()
-    return Findings(packages, providers, read_cpu(), read_memory(), gpus, capabilities(packages, bool(gpus)))
+    works = capabilities(packages, bool(gpus))
+    return Findings(packages, providers, read_cpu(), read_memory(), gpus, works, *read_cpu_kernels())
+
+
+def read_cpu_kernels() -> tuple[cpu_kernels.Description | None, str]:
+    """The native CPU kernels, or why there are none."""
+    try:
+        description = cpu_kernels.describe()
+    except BackendError as error:
+        return None, str(error)
+    return description, "" if description else f"not compiled. {cpu_kernels.HOW_TO_GET}"
 
 
 def as_data(findings: Findings) -> dict[str, object]:
@@ -102,8 +116,24 @@ def as_data(findings: Findings) -> dict[str, object]:
         "cpu": asdict(findings.cpu),
         "memory": asdict(findings.memory),
         "gpus": [asdict(gpu) for gpu in findings.gpus],
+        "cpu_kernels": {
+            **_kernels_data(findings.cpu_kernels),
+            "problem": findings.cpu_kernels_problem,
+        },
         "works": [asdict(capability) for capability in findings.works],
     }
+
+
+def _kernels_data(found: cpu_kernels.Description | None) -> dict[str, object]:
+    return {**asdict(found), "path": str(found.path)} if found else {}
+
+
+def _kernels_text(findings: Findings) -> str:
+    found = findings.cpu_kernels
+    if found is None:
+        return findings.cpu_kernels_problem
+    lowered = f" (of {found.machine_isa}: DSV3EXPORT_CPU_ISA)" if found.isa != found.machine_isa else ""
+    return f"{found.isa}{lowered}, compiled by {found.compiler}"
 
 
 def _print(findings: Findings) -> None:
@@ -116,6 +146,7 @@ def _print(findings: Findings) -> None:
         ("platform", platform.platform()),
         ("CPU", f"{cpu.model}, {cpu.usable_cores} of {cpu.logical_cores} logical cores usable"),
         ("CPU features", " ".join(cpu.features) or "none known"),
+        ("native CPU kernels", _kernels_text(findings)),
         ("memory", f"{bytes_text(memory.total)}, {bytes_text(memory.available)} available{limit}"),
         ("GPUs", "; ".join(gpus) or "none found (nvidia-smi)"),
         ("ONNX Runtime providers", ", ".join(findings.providers.names) or f"none: {findings.providers.failure}"),

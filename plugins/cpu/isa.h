@@ -1,9 +1,7 @@
 // Which instruction set the kernels use: the best that CPU and system have, or less by DSV3EXPORT_CPU_ISA.
 //
-// A source file is compiled for the instruction set that its name ends in (setup.py), and entered only after `isa()`
-// allowed it. Such a file keeps all its functions in an anonymous namespace but those that others call, and uses no
-// templates of other headers that are not `static`: the linker keeps one copy of an inline function, and must not keep
-// the one that this machine cannot run.
+// A source file is compiled for the instruction set that its name ends in (setup.py, which also links such files last:
+// the linker keeps the first copy of an inline function), and is entered only where `isa()` allows it.
 #pragma once
 
 namespace dsv3 {

@@ -19,6 +19,7 @@ from dsv3export.cli.packages import (
     read_packages,
     read_providers,
 )
+from dsv3export.runtime import cpu_kernels
 from tests.support.command_line import run_here, run_process
 
 X86 = """processor\t: 0
@@ -66,6 +67,30 @@ def test_for_people() -> None:
     assert (outcome.code, outcome.err) == (0, "")
     for word in ("This machine", "Packages", "What works", "CPUExecutionProvider", "tensorrt-rtx", sys.executable):
         assert word in outcome.out.replace("\n", "")
+
+
+@pytest.mark.skipif(cpu_kernels.library() is None, reason="the native CPU kernels were not compiled")
+def test_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSV3EXPORT_CPU_ISA", "generic")
+    found = json.loads(run_here("doctor", "--json").out)["cpu_kernels"]
+    assert (found["isa"], found["problem"]) == ("generic", "")
+    assert "Linear" in found["ops"]
+    assert f"{found['isa']}" in run_here("doctor").out
+
+
+def test_no_native_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cpu_kernels, "_FILE", tmp_path / "none.so")
+    problem = "not compiled. Install a C++ compiler (g++ or clang++), then install dsv3export again from source."
+    assert json.loads(run_here("doctor", "--json").out)["cpu_kernels"] == {"problem": problem}
+    assert "not compiled. Install a C++ compiler" in run_here("doctor").out
+
+
+def test_native_kernels_of_an_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    if cpu_kernels.library() is None:
+        pytest.skip("the native CPU kernels were not compiled")
+    monkeypatch.setenv("DSV3EXPORT_CPU_ISA", "sse9")
+    (problem,) = json.loads(run_here("doctor", "--json").out)["cpu_kernels"].values()
+    assert problem == "DSV3EXPORT_CPU_ISA: expected generic, avx2, avx512 or amx, got sse9"
 
 
 def test_probe_imports_packages_apart() -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 LINKED = ("graphs", "plugins", "cli")
 FOLDERS = ("dsv3export", *LINKED)
 LIBRARY = "_cpu_kernels.ort.so"
+COMPILER = shutil.which("c++")
 
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys, dsv3export
@@ -50,9 +51,8 @@ def source_files(root: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel built from the sdist alone, with the setuptools that is installed here (nothing is downloaded)."""
-    # A copy: setuptools writes into the tree, and takes up what an earlier build has left there.
+def source(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources: setuptools writes into the tree, and takes up what an earlier build has left there."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(root / name, source)
@@ -60,6 +60,12 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(
             root / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", LIBRARY)
         )
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel built from the sdist alone, with the setuptools that is installed here (nothing is downloaded)."""
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source, cwd=out)
     assert list(out.glob("*.tar.gz")), "build makes the sdist first and the wheel from it"
@@ -84,7 +90,7 @@ def test_wheel_holds_the_source_files_and_nothing_else(root: Path, wheel: Path) 
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = {name for name in names if name.startswith("dsv3export/")}
-    compiled = {f"dsv3export/runtime/{LIBRARY}"} if shutil.which("c++") else set()
+    compiled = {f"dsv3export/runtime/{LIBRARY}"} if COMPILER else set()
     assert package == source_files(root) | compiled
     (info,) = {name.split("/")[0] for name in names - package}
     assert info.endswith(".dist-info")
@@ -110,3 +116,34 @@ def test_the_console_script_works(clean_python: Path, tmp_path: Path) -> None:
 
     assert __version__ in run(clean_python.with_name("dsv3export"), "--version", cwd=tmp_path)
     assert __version__ in run(clean_python, "-I", "-m", "dsv3export", "--version", cwd=tmp_path)
+
+
+LOAD = """
+import onnxruntime
+from dsv3export.runtime import cpu_kernels
+found = cpu_kernels.describe()
+cpu_kernels.register(onnxruntime.SessionOptions(), 1)
+print(found.path, *found.ops)
+"""
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_the_wheel_has_kernels_for_its_platform_and_any_python(wheel: Path, clean_python: Path, tmp_path: Path) -> None:
+    assert "-py3-none-linux_" in wheel.name
+    path, *ops = run(clean_python, "-I", "-c", LOAD, cwd=tmp_path).split()
+    assert Path(path).is_relative_to(clean_python.parents[1])
+    assert "Linear" in ops
+
+
+def test_without_a_compiler_the_package_is_installed_without_kernels(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "false")
+    copied = tmp_path / "source"
+    shutil.copytree(source, copied, symlinks=True, ignore=shutil.ignore_patterns("build"))
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, copied, cwd=tmp_path)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(tmp_path / "installed")
+    code = "from dsv3export.runtime import cpu_kernels; print(cpu_kernels.describe())"
+    assert run(sys.executable, "-c", code, cwd=tmp_path / "installed").strip() == "None"

@@ -28,8 +28,10 @@ class OneNode:
             out. Sizes may differ from call to call.
         weights: The other inputs, which become initializers; None where an optional one is left out.
         attributes: The node's.
-        outputs: How many outputs it has, all float32.
+        outputs: TensorProto.DataType of each output.
+        threads: The session's.
         inlined: Whether the node stands in an ONNX function, from which ONNX Runtime inlines it.
+        library: Another library than the product's, with its domain.
     """
 
     def __init__(
@@ -40,15 +42,17 @@ class OneNode:
         attributes: Mapping[str, int | float | str],
         *,
         folder: Path,
-        outputs: int = 1,
+        outputs: Sequence[int] = (TensorProto.FLOAT,),
         threads: int = 2,
         inlined: bool = True,
+        library: tuple[Path, str] | None = None,
     ) -> None:
-        self.outputs = [f"out_{index}" for index in range(outputs)]
+        self.outputs = {f"out_{index}": dtype for index, dtype in enumerate(outputs)}
+        domain = library[1] if library else cpu_kernels.DOMAIN
         names = [name if array is not None else "" for name, array in (inputs | dict(weights)).items()]
         bound = {name: array for name, array in weights.items() if array is not None}
         given = {name: array for name, array in inputs.items() if array is not None}
-        model = _model(op, names, given, bound, attributes, self.outputs, inlined)
+        model = _model((domain, op), names, given, bound, attributes, self.outputs, inlined)
         (folder / _NO_DATA).touch()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -58,38 +62,39 @@ class OneNode:
         for name, value in self.weights.items():
             options.add_initializer(name, value)
         cpu_kernels.register(options, threads)
+        if library:
+            options.register_custom_ops_library(str(library[0]))
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, **inputs: Array) -> list[Array]:
         values = {name: ort_value(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        return [value.numpy() for value in self.session.run_with_ort_values(self.outputs, values)]
+        return [value.numpy() for value in self.session.run_with_ort_values(list(self.outputs), values)]
 
 
 def _model(
-    op: str,
+    op: tuple[str, str],
     names: Sequence[str],
     inputs: Mapping[str, Array],
     weights: Mapping[str, Array],
     attributes: Mapping[str, int | float | str],
-    outputs: Sequence[str],
+    outputs: Mapping[str, int],
     inlined: bool,
 ) -> bytes:
-    imports = [
-        helper.make_opsetid("", 24),
-        helper.make_opsetid(cpu_kernels.DOMAIN, cpu_kernels.DOMAIN_VERSION),
-        helper.make_opsetid("test", 1),
-    ]
-    node = helper.make_node(op, names, outputs, domain=cpu_kernels.DOMAIN, **attributes)
+    domain, name = op
+    imports = [helper.make_opsetid("", 24), helper.make_opsetid(domain, 1), helper.make_opsetid("test", 1)]
+    node = helper.make_node(name, names, list(outputs), domain=domain, **attributes)
     functions = []
     if inlined:
         present = [name for name in names if name]
-        functions.append(helper.make_function("test", "Body", present, outputs, [node], imports[:2]))
-        node = helper.make_node("Body", present, outputs, domain="test")
+        # Without a node of ONNX's own that takes it, ONNX Runtime allows a function no float8 input.
+        shapes = [helper.make_node("Shape", [name], [f"{name}_shape"]) for name in present]
+        functions.append(helper.make_function("test", "Body", present, list(outputs), [*shapes, node], imports[:2]))
+        node = helper.make_node("Body", present, list(outputs), domain="test")
     graph = helper.make_graph(
         [node],
         "one_node",
         [helper.make_tensor_value_info(name, onnx_type(array), [None] * array.ndim) for name, array in inputs.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [helper.make_tensor_value_info(name, dtype, None) for name, dtype in outputs.items()],
         [_external(name, array) for name, array in weights.items()],
     )
     return helper.make_model(graph, functions=functions, opset_imports=imports, ir_version=11).SerializeToString()
