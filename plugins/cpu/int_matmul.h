@@ -10,6 +10,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "parallel.h"
+#include "scratch.h"
+
+// Also in files for other instruction sets, of which the linker must not keep a copy.
+#define DSV3_ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace dsv3 {
 
 // Rows of N that lie side by side: one panel. A product writes its columns of y.
@@ -26,21 +32,21 @@ struct IntShape {
   size_t N, K;
   bool zero_points;
 
-  size_t groups() const { return (K + group - 1) / group; }
-  size_t depth() const { return (group + 31) / 32 * 32; }  // of a group, in memory
-  size_t panels() const { return (N + kPanel - 1) / kPanel; }
-  size_t block_bytes() const { return kPanel * sizeof(float) + kPanel * depth() * bits / 8; }
-  size_t panel_bytes() const { return groups() * block_bytes(); }
-  size_t zero_offset() const { return panels() * panel_bytes(); }
-  size_t bytes() const { return zero_offset() + (zero_points ? panels() * groups() * kPanel : 0); }
+  DSV3_ALWAYS_INLINE size_t groups() const { return (K + group - 1) / group; }
+  DSV3_ALWAYS_INLINE size_t depth() const { return (group + 31) / 32 * 32; }  // of a group, in memory
+  DSV3_ALWAYS_INLINE size_t panels() const { return (N + kPanel - 1) / kPanel; }
+  DSV3_ALWAYS_INLINE size_t block_bytes() const { return kPanel * sizeof(float) + kPanel * depth() * bits / 8; }
+  DSV3_ALWAYS_INLINE size_t panel_bytes() const { return groups() * block_bytes(); }
+  DSV3_ALWAYS_INLINE size_t zero_offset() const { return panels() * panel_bytes(); }
+  DSV3_ALWAYS_INLINE size_t bytes() const { return zero_offset() + (zero_points ? panels() * groups() * kPanel : 0); }
 };
 
 // A packed matrix; the memory, `bytes()` at a multiple of 64, belongs to who packed it.
 struct IntMatrix : IntShape {
   const uint8_t* data;
 
-  const uint8_t* panel(size_t index) const { return data + index * panel_bytes(); }
-  const uint8_t* panel_zeros(size_t index) const {
+  DSV3_ALWAYS_INLINE const uint8_t* panel(size_t index) const { return data + index * panel_bytes(); }
+  DSV3_ALWAYS_INLINE const uint8_t* panel_zeros(size_t index) const {
     return zero_points ? data + zero_offset() + index * groups() * kPanel : nullptr;
   }
 };
@@ -116,8 +122,20 @@ struct IntKernels {
                       float* y, size_t ldy);
 };
 
-// Of the instruction set that runs here (isa.h).
+// Of the instruction set that `isa()` names now.
 const IntKernels& int_kernels();
+
+// Rounds all rows of x[rows, K], ldx apart; what it returns lies in `scratch`.
+QuantisedRows quantise_rows(const Parallel& parallel, const IntKernels& kernels, const IntShape& shape, const float* x,
+                            size_t ldx, size_t rows, Scratch& scratch);
+
+// y[rows, N], ldy apart, = rows x matrix^T. Tasks are ranges of panels, and of rows where these are many.
+void int_matmul(const Parallel& parallel, const IntKernels& kernels, const IntMatrix& matrix,
+                const QuantisedRows& rows, float* y, size_t ldy);
+
+// The same for rows in float32, ldx apart.
+void int_matmul_float(const Parallel& parallel, const IntKernels& kernels, const IntMatrix& matrix, const float* x,
+                      size_t ldx, size_t rows, float* y, size_t ldy);
 
 // Rounds all rows of x[rows, K], ldx apart, by one thread.
 void quantise_rows(const IntShape& shape, const float* x, size_t ldx, size_t rows, RowBuffer& buffer);

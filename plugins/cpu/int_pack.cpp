@@ -7,23 +7,6 @@
 namespace dsv3 {
 namespace {
 
-// Where number k of row n of a group's 16 x depth numbers lies.
-struct Place {
-  size_t byte;
-  int shift;
-};
-
-Place place(int bits, size_t n, size_t k) {
-  size_t quad = k / 4;
-  if (bits == 8) return {quad * 64 + n * 4 + k % 4, 0};
-  return {quad / 2 * 64 + n * 4 + k % 4, static_cast<int>(quad % 2) * 4};
-}
-
-void put(uint8_t* block, int bits, size_t n, size_t k, unsigned value) {
-  Place at = place(bits, n, k);
-  block[at.byte] |= static_cast<uint8_t>(value << at.shift);
-}
-
 unsigned number(const uint8_t* packed, int bits, size_t index) {
   return bits == 8 ? packed[index] : packed[index / 2] >> (index % 2 * 4) & 15;
 }
@@ -37,8 +20,14 @@ void put_row8(uint8_t* block, size_t n, const uint8_t* weight, size_t count, siz
   }
 }
 
+// The same with 4 bits. Eight numbers are two quads: the first goes to the low halves, the second to the high ones.
 void put_row4(uint8_t* block, size_t n, const uint8_t* weight, size_t count, size_t depth, unsigned zero) {
-  for (size_t k = 0; k < depth; ++k) put(block, 4, n, k, k < count ? number(weight, 4, k) : zero);
+  for (size_t k = 0; k < depth; k += 8) {
+    uint8_t numbers[8];
+    for (size_t i = 0; i < 8; ++i) numbers[i] = static_cast<uint8_t>(k + i < count ? number(weight, 4, k + i) : zero);
+    uint8_t* quads = block + k * 8 + n * 4;
+    for (size_t i = 0; i < 4; ++i) quads[i] = static_cast<uint8_t>(numbers[i] | numbers[i + 4] << 4);
+  }
 }
 
 }  // namespace

@@ -1,0 +1,165 @@
+// Integer products of few rows by VNNI: weights are read from memory once for up to eight rows.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "int_kernels.h"
+
+namespace dsv3::avx512 {
+namespace {
+
+#ifndef DSV3_AHEAD
+#define DSV3_AHEAD 4096
+#endif
+#ifndef DSV3_HINT
+#define DSV3_HINT _MM_HINT_T0
+#endif
+// Bytes ahead in the stream of weights. The processor's own prefetching stops at each 4 KiB page.
+constexpr size_t kAhead = DSV3_AHEAD;
+
+constexpr int kMostRows = 8;
+
+// A panel, and the rows that meet it.
+struct Job {
+  const uint8_t* at;
+  const uint8_t* zeros;
+  size_t depth, groups;
+  size_t ahead;
+  const int8_t* q;
+  size_t stride;
+  const float* scale;
+  const int32_t* sum;
+  float* y;
+  size_t ldy;
+  __mmask16 columns;
+};
+
+DSV3_ALWAYS_INLINE __m512i quad_of(const int8_t* q) {
+  int32_t four;
+  std::memcpy(&four, q, 4);
+  return _mm512_set1_epi32(four);
+}
+
+// Sums in several chains, because an addition waits five cycles for the one before it.
+template <int Rows>
+constexpr int kChains = Rows == 1 ? 4 : Rows <= 4 ? 2 : 1;
+
+template <int Rows>
+struct Sums {
+  __m512i of[Rows][kChains<Rows>];
+};
+
+template <int Rows>
+DSV3_ALWAYS_INLINE void add_quad(Sums<Rows>& sums, __m512i weights, const int8_t* q, size_t stride, int chain) {
+#pragma GCC unroll 8
+  for (int m = 0; m < Rows; ++m) {
+    __m512i& sum = sums.of[m][chain % kChains<Rows>];
+    sum = _mm512_dpbusd_epi32(sum, weights, quad_of(q + m * stride));
+  }
+}
+
+// 16 numbers along K: 256 bytes of weights, or 128.
+template <int Bits, int Rows>
+DSV3_ALWAYS_INLINE const uint8_t* add_four_quads(Sums<Rows>& sums, const uint8_t* w, const int8_t* q, const Job& job) {
+  if constexpr (Bits == 8) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i, w += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), DSV3_HINT);
+      add_quad<Rows>(sums, _mm512_loadu_si512(w), q + 4 * i, job.stride, i);
+    }
+  } else {
+    const __m512i low = _mm512_set1_epi8(15);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i, w += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), DSV3_HINT);
+      const __m512i both = _mm512_loadu_si512(w);
+      add_quad<Rows>(sums, _mm512_and_si512(both, low), q + 8 * i, job.stride, 2 * i);
+      add_quad<Rows>(sums, _mm512_and_si512(_mm512_srli_epi16(both, 4), low), q + 8 * i + 4, job.stride, 2 * i + 1);
+    }
+  }
+  return w;
+}
+
+template <int Rows>
+DSV3_ALWAYS_INLINE __m512i total_of(const Sums<Rows>& sums, int m) {
+  __m512i sum = sums.of[m][0];
+#pragma GCC unroll 4
+  for (int chain = 1; chain < kChains<Rows>; ++chain) sum = _mm512_add_epi32(sum, sums.of[m][chain]);
+  return sum;
+}
+
+template <int Bits, bool Zeros, int Rows>
+void multiply(const Job& job) {
+  __m512 total[Rows];
+#pragma GCC unroll 8
+  for (int m = 0; m < Rows; ++m) total[m] = _mm512_setzero_ps();
+  const uint8_t* w = job.at;
+  const int8_t* q = job.q;
+  for (size_t g = 0; g < job.groups; ++g) {
+    _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), DSV3_HINT);
+    const __m512 scale = _mm512_loadu_ps(w);
+    w += 64;
+    Sums<Rows> sums;
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains<Rows>; ++chain) sums.of[m][chain] = _mm512_setzero_si512();
+    }
+    for (const int8_t* end = q + job.depth; q < end; q += 16) w = add_four_quads<Bits, Rows>(sums, w, q, job);
+    __m512i zero = _mm512_setzero_si512();
+    if constexpr (Zeros) {
+      zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(job.zeros + g * kPanel)));
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m) {
+      const __m512i sum = _mm512_set1_epi32(job.sum[m * job.groups + g]);
+      const __m512i too_much = Zeros ? _mm512_mullo_epi32(zero, sum) : _mm512_slli_epi32(sum, Bits - 1);
+      const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(total_of<Rows>(sums, m), too_much));
+      const __m512 both = _mm512_mul_ps(_mm512_set1_ps(job.scale[m * job.groups + g]), scale);
+      total[m] = _mm512_fmadd_ps(exact, both, total[m]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < Rows; ++m) _mm512_mask_storeu_ps(job.y + m * job.ldy, job.columns, total[m]);
+}
+
+using Multiply = void (*)(const Job&);
+
+template <int Bits, bool Zeros>
+constexpr Multiply kByRows[kMostRows] = {multiply<Bits, Zeros, 1>, multiply<Bits, Zeros, 2>, multiply<Bits, Zeros, 3>,
+                                         multiply<Bits, Zeros, 4>, multiply<Bits, Zeros, 5>, multiply<Bits, Zeros, 6>,
+                                         multiply<Bits, Zeros, 7>, multiply<Bits, Zeros, 8>};
+
+const Multiply* by_rows(const IntMatrix& matrix) {
+  if (matrix.bits == 8) return matrix.zero_points ? kByRows<8, true> : kByRows<8, false>;
+  return matrix.zero_points ? kByRows<4, true> : kByRows<4, false>;
+}
+
+}  // namespace
+
+void int_panel(const IntMatrix& matrix, size_t first, size_t count, const QuantisedRows& rows, float* y, size_t ldy) {
+  const Multiply* multiply = by_rows(matrix);
+  Job job;
+  job.depth = matrix.depth();
+  job.groups = matrix.groups();
+  job.stride = rows.stride;
+  job.ldy = ldy;
+  for (size_t p = first; p < first + count; ++p, y += kPanel) {
+    const size_t columns = matrix.N - p * kPanel;
+    job.at = matrix.panel(p);
+    job.zeros = matrix.panel_zeros(p);
+    job.columns = columns < kPanel ? static_cast<__mmask16>((1u << columns) - 1) : static_cast<__mmask16>(0xffff);
+    for (size_t m = 0; m < rows.rows; m += kMostRows) {
+      const size_t part = rows.rows - m < kMostRows ? rows.rows - m : kMostRows;
+      // Further rows find the panel in the cache.
+      job.ahead = m == 0 ? kAhead : 0;
+      job.q = rows.q + m * rows.stride;
+      job.scale = rows.scale + m * job.groups;
+      job.sum = rows.sum + m * job.groups;
+      job.y = y + m * ldy;
+      multiply[part - 1](job);
+    }
+  }
+}
+
+}  // namespace dsv3::avx512
