@@ -14,10 +14,7 @@ namespace {
 
 constexpr size_t kTileRows = 16;
 // Fewer rows are faster by vectors.
-#ifndef DSV3_FEW
-#define DSV3_FEW 8
-#endif
-constexpr size_t kFewRows = DSV3_FEW;
+constexpr size_t kFewRows = 8;
 constexpr size_t kAhead = 4096;
 
 // Tiles: 0 and 1 sums of 16 rows, 2 and 3 rows, 4 and 5 weights; 6 and 7 sums and rows of the last, fewer rows.

@@ -27,9 +27,9 @@ struct Job {
 };
 
 // Of 16 columns: eight and eight.
-template <int Rows, typename Vector>
-struct Halves {
-  Vector of[Rows][2];
+template <int Rows>
+struct Sums {
+  __m256i of[Rows][2];
 };
 
 DSV3_ALWAYS_INLINE __m256i quad_of(const int8_t* q) {
@@ -44,7 +44,7 @@ DSV3_ALWAYS_INLINE __m256i load(const uint8_t* from) {
 
 // 32 numbers along K: 512 bytes.
 template <int Rows>
-DSV3_ALWAYS_INLINE const uint8_t* add_part8(Halves<Rows, __m256i>& sums, const uint8_t* w, const int8_t* q,
+DSV3_ALWAYS_INLINE const uint8_t* add_part8(Sums<Rows>& sums, const uint8_t* w, const int8_t* q,
                                             size_t stride) {
   const __m256i middle = _mm256_set1_epi8(static_cast<char>(128)), ones = _mm256_set1_epi16(1);
   for (int quad = 0; quad < 8; ++quad, w += 64, q += 4) {
@@ -64,10 +64,10 @@ DSV3_ALWAYS_INLINE const uint8_t* add_part8(Halves<Rows, __m256i>& sums, const u
 
 // 32 numbers along K: 256 bytes.
 template <int Rows>
-DSV3_ALWAYS_INLINE const uint8_t* add_part4(Halves<Rows, __m256i>& sums, const uint8_t* w, const int8_t* q,
+DSV3_ALWAYS_INLINE const uint8_t* add_part4(Sums<Rows>& sums, const uint8_t* w, const int8_t* q,
                                             size_t stride) {
   const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  Halves<Rows, __m256i> pairs;
+  Sums<Rows> pairs;
 #pragma GCC unroll 4
   for (int m = 0; m < Rows; ++m) pairs.of[m][0] = pairs.of[m][1] = _mm256_setzero_si256();
   for (int two = 0; two < 4; ++two, w += 64, q += 8) {
@@ -113,15 +113,15 @@ void store(float* y, size_t columns, const __m256 (&total)[2]) {
 
 template <int Bits, int Rows>
 void multiply(const Job& job) {
-  Halves<Rows, __m256> total;
-  for (int m = 0; m < Rows; ++m) total.of[m][0] = total.of[m][1] = _mm256_setzero_ps();
+  __m256 total[Rows][2];
+  for (int m = 0; m < Rows; ++m) total[m][0] = total[m][1] = _mm256_setzero_ps();
   const uint8_t* w = job.at;
   const int8_t* q = job.q;
   for (size_t g = 0; g < job.groups; ++g) {
     const float* scale = reinterpret_cast<const float*>(w);
     _mm_prefetch(reinterpret_cast<const char*>(w + kAhead), _MM_HINT_T0);
     w += 64;
-    Halves<Rows, __m256i> sums;
+    Sums<Rows> sums;
 #pragma GCC unroll 4
     for (int m = 0; m < Rows; ++m) sums.of[m][0] = sums.of[m][1] = _mm256_setzero_si256();
     for (const int8_t* end = q + job.depth; q < end; q += 32) {
@@ -137,11 +137,11 @@ void multiply(const Job& job) {
         const __m256i too_much = _mm256_mullo_epi32(zero, _mm256_set1_epi32(job.sum[at]));
         const __m256 exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(sums.of[m][half], too_much));
         const __m256 both = _mm256_mul_ps(_mm256_set1_ps(job.scale[at]), column);
-        total.of[m][half] = _mm256_fmadd_ps(exact, both, total.of[m][half]);
+        total[m][half] = _mm256_fmadd_ps(exact, both, total[m][half]);
       }
     }
   }
-  for (int m = 0; m < Rows; ++m) store(job.y + m * job.ldy, job.columns, total.of[m]);
+  for (int m = 0; m < Rows; ++m) store(job.y + m * job.ldy, job.columns, total[m]);
 }
 
 using Multiply = void (*)(const Job&);

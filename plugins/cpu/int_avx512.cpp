@@ -8,14 +8,8 @@
 namespace dsv3::avx512 {
 namespace {
 
-#ifndef DSV3_AHEAD
-#define DSV3_AHEAD 4096
-#endif
-#ifndef DSV3_HINT
-#define DSV3_HINT _MM_HINT_T0
-#endif
 // Bytes ahead in the stream of weights. The processor's own prefetching stops at each 4 KiB page.
-constexpr size_t kAhead = DSV3_AHEAD;
+constexpr size_t kAhead = 2048;
 
 constexpr int kMostRows = 8;
 
@@ -64,14 +58,14 @@ DSV3_ALWAYS_INLINE const uint8_t* add_four_quads(Sums<Rows>& sums, const uint8_t
   if constexpr (Bits == 8) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i, w += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), DSV3_HINT);
+      _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), _MM_HINT_T0);
       add_quad<Rows>(sums, _mm512_loadu_si512(w), q + 4 * i, job.stride, i);
     }
   } else {
     const __m512i low = _mm512_set1_epi8(15);
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i, w += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), DSV3_HINT);
+      _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), _MM_HINT_T0);
       const __m512i both = _mm512_loadu_si512(w);
       add_quad<Rows>(sums, _mm512_and_si512(both, low), q + 8 * i, job.stride, 2 * i);
       add_quad<Rows>(sums, _mm512_and_si512(_mm512_srli_epi16(both, 4), low), q + 8 * i + 4, job.stride, 2 * i + 1);
@@ -96,7 +90,7 @@ void multiply(const Job& job) {
   const uint8_t* w = job.at;
   const int8_t* q = job.q;
   for (size_t g = 0; g < job.groups; ++g) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), DSV3_HINT);
+    _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), _MM_HINT_T0);
     const __m512 scale = _mm512_loadu_ps(w);
     w += 64;
     Sums<Rows> sums;

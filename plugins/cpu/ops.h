@@ -8,6 +8,7 @@
 namespace dsv3 {
 
 const abi::CustomOp* linear_op();
+const abi::CustomOp* linear_int_op();
 
 std::vector<const abi::CustomOp*> all_ops();
 
