@@ -14,22 +14,32 @@ from typing import Any
 import onnx_ir as ir
 
 from dsv3export.errors import InternalError
-from dsv3export.graphs.values import is_weight, like, mark_weight
+from dsv3export.graphs.values import is_weight, like, mark_weight, own_model
 from dsv3export.graphs.weight_expr import FLOAT32, WeightExpr, leaf
 
 
 @dataclass(frozen=True)
 class GraphWithWeights:
-    """A model and, for each weight input of its main graph, how that comes about."""
+    """A model and, for each weight input of its main graph, how that comes about.
+
+    Attributes:
+        native: Of a graph lowered to ONNX Runtime's CPU provider: the same for the native kernels; its weights are
+            among these.
+    """
 
     model: ir.Model
     weights: Mapping[str, WeightExpr]
+    native: ir.Model | None = None
 
     @classmethod
     def traced(cls, model: ir.Model) -> GraphWithWeights:
         """A freshly traced model: every weight is itself."""
         names = [str(value.name) for value in model.graph.inputs if is_weight(value)]
         return cls(model, {name: leaf(name) for name in names})
+
+    def copy(self) -> GraphWithWeights:
+        """One that may be used up while this is kept."""
+        return GraphWithWeights(own_model(self.model), dict(self.weights))
 
 
 def merged_weights(graphs: Iterable[GraphWithWeights]) -> dict[str, WeightExpr]:

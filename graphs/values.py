@@ -20,11 +20,22 @@ def like(value: ir.Value, name: str | None = None) -> ir.Value:
 def own_copy(function: ir.Function) -> ir.Function:
     """A copy that shares nothing that can be altered. `Function.clone` shares the values' types."""
     copy = function.clone()
-    values = [*copy.inputs, *(value for node in copy for value in node.outputs)]
-    for value in values:
+    _own_types(copy)
+    return copy
+
+
+def own_model(model: ir.Model) -> ir.Model:
+    """A copy of a model that shares nothing that can be altered."""
+    copy = model.clone()
+    for graph in (copy.graph, *copy.functions.values()):
+        _own_types(graph)
+    return copy
+
+
+def _own_types(graph: ir.Graph | ir.Function) -> None:
+    for value in [*graph.inputs, *(value for node in graph for value in node.outputs)]:
         if value.dtype is not None:
             value.type = ir.TensorType(value.dtype)
-    return copy
 
 
 def mark_weight(value: ir.Value) -> ir.Value:

@@ -14,12 +14,14 @@ from dsv3export.checkpoint import Checkpoint
 from dsv3export.config import ModelConfig
 from dsv3export.engine import manifest
 from dsv3export.engine.manifest import BackendRecord, Compute, Provider, WeightEntry
+from dsv3export.engine.native_graphs import native_name
 from dsv3export.engine.program import PROGRAM
 from dsv3export.engine.segments import SegmentProgram
 from dsv3export.engine.writer import BY_REFERENCE
-from dsv3export.errors import BackendError, RequestError
+from dsv3export.errors import BackendError, InternalError, RequestError
 from dsv3export.graphs.backend import BackendOptions, GraphFile, router_dtype
 from dsv3export.graphs.lower.onnxruntime.lowering import lower
+from dsv3export.graphs.lower.onnxruntime.native import with_native
 from dsv3export.graphs.lower.onnxruntime.providers import (
     Lowering,
     as_computed,
@@ -66,22 +68,29 @@ class OnnxRuntimeBackend:
         narrowed = narrow_cache(graph, recipe.cache, checkpoint.config)
         verify(narrowed.model)
         lowering, compute = self._lowering(recipe)
-        return lower(narrowed, lowering.rows(compute), router_dtype(checkpoint, recipe))
+        routers = router_dtype(checkpoint, recipe)
+        if self._provider != "cpu":
+            return lower(narrowed, lowering.rows(compute), routers)
+        kept = narrowed.copy()
+        return with_native(lower(narrowed, lowering.rows(compute), routers), kept, routers)
 
     def compile(
         self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, config: ModelConfig, progress: Progress
     ) -> OnnxFiles:
-        return OnnxFiles({part: graph.model for part, graph in graphs.items()}, self._record(graphs, recipe))
+        models = {part: graph.model for part, graph in graphs.items()}
+        native = {part: graph.native for part, graph in graphs.items() if graph.native is not None}
+        return OnnxFiles(models, self._record(graphs, recipe), native)
 
     def compile_rank(
         self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, received: str | None, sent: str | None
     ) -> OnnxFiles:
-        cuts = {"trunk": cut_segments(graphs["trunk"].model, "segment", received, sent)}
-        if "mtp" in graphs:
-            cuts["mtp"] = cut_segments(graphs["mtp"].model, "mtp-segment")
-        models = {name: model for cut in cuts.values() for name, model in cut.models.items()}
-        program = SegmentProgram({part: cut.part for part, cut in cuts.items()})
-        return OnnxFiles(models, self._record(graphs, recipe), program)
+        program, models = _cut({part: graph.model for part, graph in graphs.items()}, received, sent)
+        native: Mapping[str, ir.Model] = {}
+        if self._provider == "cpu":
+            of_native, native = _cut({part: _native(graph) for part, graph in graphs.items()}, received, sent)
+            if of_native != program:
+                raise InternalError("the native graphs are cut elsewhere")
+        return OnnxFiles(models, self._record(graphs, recipe), native, program)
 
     def _record(self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe) -> BackendRecord:
         compute = self._lowering(recipe)[1]
@@ -95,10 +104,15 @@ class OnnxRuntimeBackend:
 
 @dataclass(frozen=True)
 class OnnxFiles:
-    """The graphs of an engine, or of a rank with the program of its segments; they say where their weights lie."""
+    """The graphs of an engine, or of a rank with the program of its segments; they say where their weights lie.
+
+    Attributes:
+        native: By the same names, the graphs for the native CPU kernels; empty for other providers.
+    """
 
     models: Mapping[str, ir.Model]
     record: BackendRecord
+    native: Mapping[str, ir.Model]
     program: SegmentProgram | None = None
 
     holds_weights = False
@@ -107,10 +121,28 @@ class OnnxFiles:
         self, entries: Sequence[WeightEntry], roots: Mapping[manifest.Location, Path]
     ) -> Iterable[tuple[str, GraphFile]]:
         locations = _locations(entries)
-        for name, model in self.models.items():
+        models = {**self.models, **{native_name(name): model for name, model in self.native.items()}}
+        for name, model in models.items():
             yield name, GraphFile(f"graph/{name}.onnx", serialize(model, locations))
         if self.program is not None:
             yield PROGRAM, GraphFile("graph/program.json", self.program.to_json())
+
+
+def _cut(
+    models: Mapping[Part, ir.Model], received: str | None, sent: str | None
+) -> tuple[SegmentProgram, Mapping[str, ir.Model]]:
+    """The segments of a rank's parts, and the order that they run in."""
+    cuts = {"trunk": cut_segments(models["trunk"], "segment", received, sent)}
+    if "mtp" in models:
+        cuts["mtp"] = cut_segments(models["mtp"], "mtp-segment")
+    segments = {name: model for cut in cuts.values() for name, model in cut.models.items()}
+    return SegmentProgram({part: cut.part for part, cut in cuts.items()}), segments
+
+
+def _native(graph: GraphWithWeights) -> ir.Model:
+    if graph.native is None:
+        raise InternalError("a graph for the CPU has none for the native kernels")
+    return graph.native
 
 
 def _check_activations(recipe: Recipe, provider: Provider) -> None:

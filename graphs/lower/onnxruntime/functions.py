@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import onnx.parser
 import onnx_ir as ir
 
@@ -17,10 +20,12 @@ class OpFunctions:
 
     Args:
         opset: The version of the ONNX standard that all of them are written in.
+        domains: Version by domain of further ops that they are written in.
     """
 
-    def __init__(self, opset: int = OPSET) -> None:
-        self._header = f'<domain: "{FUNCTION_DOMAIN}", opset_import: ["": {opset}, "{ORT_DOMAIN}": 1]>'
+    def __init__(self, opset: int = OPSET, domains: Mapping[str, int] = MappingProxyType({})) -> None:
+        imports = ", ".join(f'"{name}": {version}' for name, version in {"": opset, ORT_DOMAIN: 1, **domains}.items())
+        self._header = f'<domain: "{FUNCTION_DOMAIN}", opset_import: [{imports}]>'
         self._by_text: dict[str, ir.Function] = {}
         self._names: set[str] = set()
 

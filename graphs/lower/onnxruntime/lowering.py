@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import onnx_ir as ir
 
 from dsv3export.graphs.lower.onnxruntime.functions import FUNCTION_DOMAIN, ORT_DOMAIN, OpFunctions
@@ -18,7 +21,12 @@ _HALVES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 _STORED_TYPES = {"F32": ir.DataType.FLOAT, "BF16": ir.DataType.BFLOAT16, "F16": ir.DataType.FLOAT16}
 
 
-def lower(before: GraphWithWeights, row_of: RowOf = row, router_dtype: str = "F32") -> GraphWithWeights:
+def lower(
+    before: GraphWithWeights,
+    row_of: RowOf = row,
+    router_dtype: str = "F32",
+    domains: Mapping[str, int] = MappingProxyType({}),
+) -> GraphWithWeights:
     """Lower a graph for float32 arithmetic on ONNX Runtime; the given one is used up.
 
     Given -> Result::
@@ -34,12 +42,13 @@ def lower(before: GraphWithWeights, row_of: RowOf = row, router_dtype: str = "F3
     Args:
         row_of: How an op is run; the default suits ONNX Runtime on a CPU.
         router_dtype: safetensors dtype of the routers' weights in the engine.
+        domains: Version by domain of ops that are neither standard nor ONNX Runtime's.
 
     Returns:
         A graph that carries every function that it calls.
     """
     opset = max([OPSET, *(ALL_OPS[node.op_type].opset for node in _dsv3_nodes(before.model))])
-    op_functions = OpFunctions(opset)
+    op_functions = OpFunctions(opset, domains)
     kinds = {}
     _caches_as_bits(before.model)
     for function in before.model.functions.values():
@@ -53,7 +62,7 @@ def lower(before: GraphWithWeights, row_of: RowOf = row, router_dtype: str = "F3
         kinds[function.name] = rewriter.finish()
         function.opset_imports.update({"": opset, FUNCTION_DOMAIN: 1})
     after = rebuild(before, kinds, [*before.model.functions.values(), *op_functions.all()])
-    after.model.graph.opset_imports.update({"": opset, ORT_DOMAIN: 1})
+    after.model.graph.opset_imports.update({"": opset, ORT_DOMAIN: 1, **domains})
     return after
 
 

@@ -1,0 +1,65 @@
+"""One row per op that has a native kernel: a call of it. The other ops keep the rows of ONNX Runtime's own kernels.
+
+A row takes the weights that the op's other row packs (`ops.py`), so that both graphs have one weight table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from dsv3export.graphs.lower.onnxruntime.ops import HALF_ROWS, ROWS, Row, generic_row, row
+from dsv3export.plugins.registry import Attributes, Dims
+from dsv3export.runtime.cpu_kernels import DOMAIN
+
+# ONNX text of a node's attributes.
+AttributeText = Callable[[Dims, Attributes], Mapping[str, int | str | float]]
+
+
+def _no_attributes(dims: Dims, attributes: Attributes) -> Mapping[str, int | str | float]:
+    return {}
+
+
+def native(
+    kernel: str, portable: Row, inputs: Sequence[str], attributes: AttributeText = _no_attributes, optional: int = 0
+) -> Row:
+    """A row that is one node.
+
+    Args:
+        kernel: The name of the kernel's op.
+        portable: The op's other row, whose weights it takes.
+        inputs: Of the kernel, in its order.
+        attributes: Of the node.
+        optional: How many of the last inputs come with zero points only.
+    """
+
+    def function(dims: Dims, given: Attributes) -> str:
+        formals = ", ".join(inputs if "Z" in dims or not optional else inputs[:-optional])
+        text = ", ".join(f"{name} = {_literal(value)}" for name, value in attributes(dims, given).items())
+        return f"""
+{kernel} ({formals}) => (y) {{
+    y = {DOMAIN}.{kernel} {f"<{text}> " if text else ""}({formals})
+}}
+"""
+
+    return Row(function, tuple(inputs), portable.packed)
+
+
+def _literal(value: int | str | float) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+_LINEAR = ("x", "weight")
+
+_ROWS: Mapping[str, Row] = {
+    "Linear": native("Linear", ROWS["Linear"], _LINEAR),
+}
+_HALF_ROWS: Mapping[str, Row] = {
+    "Linear": native("Linear", HALF_ROWS["Linear"], _LINEAR),
+}
+# The dsv3 ops that have a kernel with weights of one kind at least.
+KERNELS = frozenset({*_ROWS, *_HALF_ROWS})
+
+
+def native_row(op: str, in_16_bits: bool = False) -> Row:
+    """The row of an op, by whether its weights are bfloat16 or float16; of one without a kernel the portable one."""
+    return (_HALF_ROWS if in_16_bits else _ROWS).get(op) or row(op, in_16_bits)
