@@ -13,7 +13,14 @@ import click
 from dsv3export.cli.command import Command
 from dsv3export.cli.graph import write_atomically
 from dsv3export.cli.loading import load_engine
-from dsv3export.cli.options import PathName, json_option, provider_option, quiet_option, verbose_option
+from dsv3export.cli.options import (
+    PathName,
+    cpu_kernels_option,
+    json_option,
+    provider_option,
+    quiet_option,
+    verbose_option,
+)
 from dsv3export.cli.outputs import check_plot
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import print_json, print_table
@@ -22,6 +29,7 @@ from dsv3export.errors import RequestError
 if TYPE_CHECKING:
     from dsv3export.bench.measure import Measured
     from dsv3export.runtime.engine import Engine
+    from dsv3export.runtime.kernel_choice import KernelChoice
     from dsv3export.runtime.providers import Choice
 
 EXAMPLES = (
@@ -65,13 +73,14 @@ def numbers_from_0(text: str) -> tuple[int, ...]:
 @click.option("--plot", type=PathName(path_type=Path), metavar="FILE", help="Draw the rates to a .png or .svg.")
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
+@cpu_kernels_option
 @json_option("Print one line of JSON instead of tables.")
 @quiet_option
 @verbose_option
 def command(
     engine: Path, batch: tuple[int, ...], prompt_tokens: tuple[int, ...], new_tokens: int, repeats: int,
     speculate: tuple[int, ...], compare: Path | None, min_ratio: float | None, plot: Path | None, threads: int | None,
-    provider: Choice, as_json: bool, quiet: bool,
+    provider: Choice, cpu_kernels: KernelChoice, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Measure how fast ENGINE is: prompt tokens and new tokens per second, of all sequences together.
 
@@ -90,7 +99,7 @@ def command(
         Case(size, length, new_tokens, drafts) for size in batch for length in prompt_tokens for drafts in speculate
     ]
     paths = [engine, *([compare] if compare else [])]
-    loaded = [load_engine(path, threads, provider, max_batch=max(batch)) for path in paths]
+    loaded = [load_engine(path, threads, provider, cpu_kernels=cpu_kernels, max_batch=max(batch)) for path in paths]
     measured: list[list[Measured]] = [[] for _ in loaded]
     with progress_on_stderr(quiet or as_json) as progress:
         progress.start("measuring", len(cases) * len(loaded) * (repeats + 1), "rounds")
@@ -153,6 +162,7 @@ def _row(name: str, one: Measured, engine: Engine, bandwidth: float | None) -> d
         share = read * one.decode.median / one.case.batch / bandwidth
     return {
         "engine": name,
+        "cpu_kernels": engine.cpu_kernels,
         **asdict(one.case),
         "prefill_tokens_per_second": asdict(one.prefill),
         "decode_tokens_per_second": asdict(one.decode),
@@ -189,7 +199,8 @@ def _print(rows: Iterable[list[dict[str, Any]]], ratios: Sequence[Mapping[str, A
             )
             for row in each
         ]  # fmt: skip
-        print_table(each[0]["engine"], columns, cells, right=columns)
+        kernels = each[0]["cpu_kernels"]
+        print_table(f"{each[0]['engine']}{f', {kernels} kernels' if kernels else ''}", columns, cells, right=columns)
     if ratios:
         compared = [
             (one["batch"], one["prompt_tokens"], one["drafts"], f"{one['prefill']:.2f}", f"{one['decode']:.2f}")

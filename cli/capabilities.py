@@ -12,6 +12,7 @@ PRECISIONS = ("fp32", "bf16", "fp8", "int8", "int4")
 CACHE_FORMATS = ("fp32", "bf16", "f16", "fp8")
 COMPUTE = ("fp32", "bf16", "f16")
 PROVIDERS = ("cpu", "cuda", "migraphx", "cann")
+CPU_KERNELS = ("native", "onnxruntime")
 
 COMPILER_PACKAGES = ("torch", "onnx", "onnx_ir")
 

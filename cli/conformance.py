@@ -30,19 +30,19 @@ def report(backend: str | None, quiet: bool, as_json: bool) -> int:
     Raises BackendError where the backend that was asked for is not there.
     """
     from dsv3export.graphs.conformance import check_backend
-    from dsv3export.graphs.conformance.backends import open_backend
+    from dsv3export.graphs.conformance.backends import open_backends
 
     reports, missing = [], {}
     with progress_on_stderr(quiet) as progress:
         for name in [backend] if backend else BACKENDS:
             try:
-                opened = open_backend(name)
+                opened = open_backends(name)
             except BackendError as error:
                 if backend is not None:
                     raise
                 missing[name] = str(error)
                 continue
-            reports.append(check_backend(opened, progress))
+            reports += [check_backend(each, progress) for each in opened]
     failed = sum(found.count("fail") for found in reports)
     if as_json:
         print_json({

@@ -12,7 +12,7 @@ from dsv3export.cli.capabilities import PRECISIONS
 from dsv3export.cli.command import Command
 from dsv3export.cli.executor_kernels import executor_kernels_option, rounds_activations, triton_kernels
 from dsv3export.cli.graph import write_atomically
-from dsv3export.cli.options import PathName, quiet_option, verbose_option
+from dsv3export.cli.options import PathName, cpu_kernels_option, quiet_option, verbose_option
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.report import report_options, write_reports
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dsv3export.cli.diff_models import Running
     from dsv3export.cli.subject import Subject
     from dsv3export.compare.layers import LayerDiff
+    from dsv3export.runtime.kernel_choice import KernelChoice
 
 EXAMPLES = (
     "dsv3export diff examples/tiny-dsv3 tiny.engine --prompts prompts.txt",
@@ -60,6 +61,7 @@ EXAMPLES = (
 @click.option("--causes", is_flag=True, help="Split an engine's error: weights, activations, cache, backend.")
 @click.option("--all", "show_all", is_flag=True, help="Print every value, not only each layer's result.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of an engine.")
+@cpu_kernels_option
 @click.option("--replay", is_flag=True, help="Compute TensorRT-RTX engines on the CPU, as TensorRT was told to.")
 @click.option(
     "--chunk",
@@ -84,6 +86,7 @@ def command(
     causes: bool,
     show_all: bool,
     threads: int | None,
+    cpu_kernels: KernelChoice,
     replay: bool,
     chunk: int | None,
     executor_kernels: str | None,
@@ -124,7 +127,7 @@ def command(
         )
         held = diff_with_golden(
             expected, got, prompts=prompts, profile=profile, precision=precision, calibration=calibration,
-            threads=threads, quiet=quiet,
+            threads=threads, cpu_kernels=cpu_kernels, quiet=quiet,
         )  # fmt: skip
         report_golden_diff(held, json_file, html_file, show_all)
         raise click.exceptions.Exit(0 if held.first_fault is None else 1)
@@ -135,7 +138,7 @@ def command(
     ids = read_prompts(require_prompts(prompts, profile), sides)
     recipe = checkpoint_recipe(sides, precision, calibration is not None)
     bound = default_tolerance(sides, recipe, rounds_activations(executor_kernels)) if tolerance is None else tolerance
-    running = Running(recipe, calibration, threads, replay, chunk, kernels)
+    running = Running(recipe, calibration, threads, replay, chunk, kernels, cpu_kernels)
     diff = diff_models(sides, ids, running, bound, causes, quiet)
     write_diff(diff, json_file, html_file, plot_file)
     show(diff, show_all)

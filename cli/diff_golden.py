@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
+    from dsv3export.runtime.kernel_choice import KernelChoice
+
 KIND, VERSION = "dsv3export golden diff", 1
 _PROPAGATED = (
     "propagated, of tokens with the same experts; a golden has no weights: what a layer adds by itself is not known"
@@ -58,6 +60,7 @@ def diff_with_golden(
     precision: str | None,
     calibration: Path | None,
     threads: int | None,
+    cpu_kernels: KernelChoice = "auto",
     quiet: bool,
 ) -> GoldenDiff:
     """Holds an engine, a checkpoint or another golden against a golden, with the bounds of `golden check`.
@@ -75,7 +78,7 @@ def diff_with_golden(
 
     document = opened.document
     recipe = checkpoint_recipe(precision, calibration is not None, document.identity.recipe)
-    subject = open_model(model, recipe=recipe, calibration=calibration, threads=threads)
+    subject = open_model(model, recipe=recipe, calibration=calibration, threads=threads, cpu_kernels=cpu_kernels)
     if prompts is not None:
         _require_own_prompts(prompts, opened, subject)
     bounds, where = find_profile(profile or profile_name(document.identity, subject.identity), document.profiles)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dsv3export.graphs.triton_kernels import TritonKernels
     from dsv3export.progress import Progress
     from dsv3export.recipe import Recipe
+    from dsv3export.runtime.kernel_choice import KernelChoice
     from dsv3export.runtime.tokenizer import Tokenizer
 
 # The largest error of a token's row that two right programs of the same arithmetic were seen to make is 2e-6; where
@@ -40,6 +41,7 @@ class Running:
         replay: Whether TensorRT engines are replayed on the CPU.
         chunk: Tokens of a prompt that a TensorRT engine takes at once.
         kernels: What computes a checkpoint in place of the ops' definitions; of two checkpoints the second.
+        cpu_kernels: What computes an ONNX Runtime engine.
     """
 
     recipe: Recipe
@@ -48,6 +50,7 @@ class Running:
     replay: bool = False
     chunk: int | None = None
     kernels: TritonKernels | None = None
+    cpu_kernels: KernelChoice = "auto"
 
 
 def read_prompts(path: Path, sides: Sequence[Subject]) -> list[list[int]]:
@@ -124,7 +127,8 @@ def staged(side: Subject, ids: list[list[int]], running: Running) -> StagedModel
     from dsv3export.graphs.capture import ExecutorStages, engine_stages
 
     if side.manifest is not None:
-        return engine_stages(EngineFiles.open(side.path), ids, running.threads, running.replay, running.chunk)
+        files = EngineFiles.open(side.path)
+        return engine_stages(files, ids, running.threads, running.replay, running.chunk, running.cpu_kernels)
     if side.checkpoint is None:
         raise RequestError(side.path, expected="an engine or a checkpoint", got=f"a {side.kind}, which has no weights")
     fitted = _calibration_ids(side.checkpoint, running.calibration)

@@ -12,13 +12,21 @@ import click
 from dsv3export.cli.command import Command
 from dsv3export.cli.executor_kernels import executor_kernels_option, triton_kernels
 from dsv3export.cli.loading import load_engine
-from dsv3export.cli.options import PathName, json_option, provider_option, quiet_option, verbose_option
+from dsv3export.cli.options import (
+    PathName,
+    cpu_kernels_option,
+    json_option,
+    provider_option,
+    quiet_option,
+    verbose_option,
+)
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import print_facts, print_json
 
 if TYPE_CHECKING:
     from dsv3export.evaluate import Comparison, Evaluation, LanguageModel
     from dsv3export.graphs.triton_kernels import TritonKernels
+    from dsv3export.runtime.kernel_choice import KernelChoice
     from dsv3export.runtime.providers import Choice
     from dsv3export.runtime.tokenizer import Tokenizer
 
@@ -48,6 +56,7 @@ EXAMPLES = (
 )
 @click.option("--threads", type=int, metavar="N", help="CPU threads of an engine [default: the physical cores].")
 @provider_option
+@cpu_kernels_option
 @executor_kernels_option
 @quiet_option
 @json_option("Print one line of JSON.")
@@ -59,6 +68,7 @@ def command(
     against: str | None,
     threads: int | None,
     provider: Choice,
+    cpu_kernels: KernelChoice,
     executor_kernels: str | None,
     quiet: bool,
     as_json: bool,
@@ -69,14 +79,15 @@ def command(
     KL(OTHER || ENGINE) of the next-token distributions, in nats, and how often both find the same token the likeliest;
     behind +- stands the standard error, of a perplexity ratio that of the paired differences between the two.
     ENGINE may be a checkpoint too: then the executor of its graph computes it in float32, which needs the packages of
-    `build`; with --executor-kernels by the Triton kernels. --provider is for ENGINE; OTHER runs on what it was built
-    for.
+    `build`; with --executor-kernels by the Triton kernels. --provider and --cpu-kernels are for ENGINE; OTHER runs
+    on what it was built for: `eval ENGINE --cpu-kernels onnxruntime --against ENGINE` sets both kinds of kernels side
+    by side.
     """
     from dsv3export.evaluate import compare, evaluate
     from dsv3export.runtime.text_file import read_text
 
     content = read_text(text)
-    opened = open_model(engine, threads, provider, triton_kernels(executor_kernels, engine))
+    opened = open_model(engine, threads, provider, cpu_kernels, triton_kernels(executor_kernels, engine))
     ids = tokens_of(opened, content)
     facts: dict[str, Any] = {"engine": engine, "text": str(text), "chunk_tokens": chunk_tokens}
     if against is None:
@@ -107,7 +118,11 @@ class OpenModel:
 
 
 def open_model(
-    path: str, threads: int | None, provider: Choice = "auto", kernels: TritonKernels | None = None
+    path: str,
+    threads: int | None,
+    provider: Choice = "auto",
+    cpu_kernels: KernelChoice = "auto",
+    kernels: TritonKernels | None = None,
 ) -> OpenModel:
     """Loads an engine, or makes the executor of a checkpoint. Raises UserError."""
     from dsv3export.cli.subject import find_subject
@@ -115,7 +130,7 @@ def open_model(
 
     subject = find_subject(path)
     if subject.manifest is not None:
-        loaded = load_engine(path, threads, provider)
+        loaded = load_engine(path, threads, provider, cpu_kernels=cpu_kernels)
         return OpenModel(path, loaded, loaded.tokenizer, subject.manifest.layers)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dsv3export.cli.options import Invocation
 from dsv3export.errors import RequestError
+
+if TYPE_CHECKING:
+    from dsv3export.runtime.kernel_choice import KernelChoice
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 # How long a rank may take to end when the launcher tells it to.
@@ -43,6 +46,7 @@ def take_place(
     nproc: int | None,
     fault_timeout: float,
     threads: int | None,
+    cpu_kernels: KernelChoice,
     shutdown_seconds: int = SHUTDOWN_SECONDS,
 ) -> None:
     """Returns in the process that is to do the command's work: the only one there is, or rank 0.
@@ -60,7 +64,7 @@ def take_place(
         if place.rank:
             from dsv3export.runtime.distributed.join import take_part
 
-            take_part(engine, threads, timeout=fault_timeout)
+            take_part(engine, threads, timeout=fault_timeout, kernels=cpu_kernels)
             context.exit(0)
     elif nproc is not None:
         _require_ranks(engine, nproc)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from dsv3export.cli.byte_size import byte_size_or_none
-from dsv3export.cli.capabilities import PROVIDERS
+from dsv3export.cli.capabilities import CPU_KERNELS, PROVIDERS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -61,6 +61,18 @@ def provider_option(function: Function) -> Function:
         default="auto",
         show_default=True,
         help="Where ONNX Runtime computes. auto: what the engine was built for, or the CPU where it can and must.",
+    )(function)
+
+
+def cpu_kernels_option(function: Function) -> Function:
+    """`--cpu-kernels` of the commands that load an engine."""
+    return click.option(
+        "--cpu-kernels",
+        type=click.Choice(("auto", *CPU_KERNELS)),
+        default="auto",
+        show_default=True,
+        help="Which kernels compute on the CPU. auto: the native ones where they were compiled and ENGINE has a graph "
+        "for them.",
     )(function)
 
 

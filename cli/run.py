@@ -15,6 +15,7 @@ from dsv3export.cli.launch import ranks_options, take_place
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
+    cpu_kernels_option,
     json_option,
     prefix_cache_option,
     provider_option,
@@ -29,6 +30,7 @@ from dsv3export.errors import RequestError
 if TYPE_CHECKING:
     from dsv3export.runtime.distributed.worker import RankFigures
     from dsv3export.runtime.engine import Engine
+    from dsv3export.runtime.kernel_choice import KernelChoice
     from dsv3export.runtime.providers import Choice
 
 EXAMPLES = (
@@ -78,6 +80,7 @@ EXAMPLES = (
               help="With JSON: log-probabilities of each token and of the N likeliest.")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
+@cpu_kernels_option
 @speculate_option
 @prefix_cache_option
 @ranks_options
@@ -86,8 +89,9 @@ EXAMPLES = (
 @verbose_option
 def command(
     engine: Path, prompt: str | None, prompt_ids: str | None, interactive: bool, system: str | None,
-    input_file: Path | None, output: Path | None, batch: int, threads: int | None, provider: Choice, speculate: int,
-    prefix_cache: int | None, nproc: int | None, fault_timeout: float, stats: bool, as_json: bool, **how: Any,
+    input_file: Path | None, output: Path | None, batch: int, threads: int | None, provider: Choice,
+    cpu_kernels: KernelChoice, speculate: int, prefix_cache: int | None, nproc: int | None, fault_timeout: float,
+    stats: bool, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Generate text with ENGINE, the directory that `build` wrote: for a prompt, in a conversation, for a file.
 
@@ -98,7 +102,7 @@ def command(
     _check_modes(interactive, system, input_file, output, as_json, prompt is not None or prompt_ids is not None)
     # Checked by the engine too, but a mistake here should not cost the time that loading takes.
     SamplingParams(**{field.name: how[field.name] for field in fields(SamplingParams) if field.name in how})
-    take_place(engine, nproc, fault_timeout, threads)
+    take_place(engine, nproc, fault_timeout, threads, cpu_kernels)
     single = not interactive and input_file is None
     tokens = read_prompt(prompt, prompt_ids) if single else ""
     started = time.perf_counter()
@@ -108,6 +112,7 @@ def command(
         engine,
         threads,
         provider,
+        cpu_kernels=cpu_kernels,
         max_batch=batch,
         speculate=speculate,
         prefix_cache=kept,
@@ -200,6 +205,7 @@ def summary(stats: Stats) -> str:
         f" ({_per_second(stats.decode_tokens_per_second)}); "
         f"cache {bytes_text(stats.cache_bytes)}; "
         f"peak memory {bytes_text(stats.peak_memory_bytes)}"
+        + (f"; {stats.cpu_kernels} kernels" if stats.cpu_kernels else "")
         + (f"; {stats.accepted_drafts} of {stats.drafted_tokens} drafts accepted" if stats.drafted_tokens else "")
     )
 

@@ -17,6 +17,7 @@ from dsv3export.cli.launch import LOOK_SECONDS, SHUTDOWN_SECONDS, ranks_options,
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
+    cpu_kernels_option,
     prefix_cache_option,
     provider_option,
     quiet_option,
@@ -28,6 +29,7 @@ from dsv3export.cli.tables import bytes_text
 if TYPE_CHECKING:
     from dsv3export.runtime.async_engine import AsyncEngine
     from dsv3export.runtime.distributed.faults import JobFault
+    from dsv3export.runtime.kernel_choice import KernelChoice
     from dsv3export.runtime.providers import Choice
 
 EXAMPLES = (
@@ -60,6 +62,7 @@ DEFAULT_CONTEXT = 8192
               help="Of one request.")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
+@cpu_kernels_option
 @speculate_option
 @ranks_options
 @quiet_option
@@ -67,14 +70,14 @@ DEFAULT_CONTEXT = 8192
 def command(
     engine: Path, host: str, port: int, slots: int, max_waiting: int, context: int | None, prefix_cache: int | None,
     api_key: str | None, model_name: str | None, timeout: float, drain: int, max_body: int, threads: int | None,
-    provider: Choice, speculate: int, nproc: int | None, fault_timeout: float, quiet: bool,
+    provider: Choice, cpu_kernels: KernelChoice, speculate: int, nproc: int | None, fault_timeout: float, quiet: bool,
 ) -> None:  # fmt: skip
     """Serve ENGINE over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
     Requests of all clients run in one batch. / is a page to chat with the model, /health and /metrics (Prometheus) are
     for those who watch. Each request is a line of JSON on stderr. SIGTERM finishes what runs.
     """
-    take_place(engine, nproc, fault_timeout, threads, drain + SHUTDOWN_SECONDS)
+    take_place(engine, nproc, fault_timeout, threads, cpu_kernels, drain + SHUTDOWN_SECONDS)
     from dsv3export.runtime.async_engine import AsyncEngine
     from dsv3export.serve.app import create_app
     from dsv3export.serve.server import Server, address, listen
@@ -86,6 +89,7 @@ def command(
             threads,
             provider,
             quiet,
+            cpu_kernels=cpu_kernels,
             max_batch=slots,
             capacity=context or DEFAULT_CONTEXT,
             prefix_cache=prefix_cache,

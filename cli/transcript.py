@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts and wall times of one generation. A rate is None where there was nothing to time."""
+    """Counts and wall times of one generation. A rate is None where there was nothing to time.
+
+    `cpu_kernels` are those that computed on the CPU; None where something else did.
+    """
 
     prompt_tokens: int
     new_tokens: int
@@ -30,6 +33,7 @@ class Stats:
     cache_bytes: int
     drafted_tokens: int
     accepted_drafts: int
+    cpu_kernels: str | None
 
 
 @dataclass
@@ -75,6 +79,7 @@ class Transcript:
             cache_bytes=(prompt_tokens + len(self.token_ids) - 1) * engine.session.cache_layout.bytes_per_token,
             drafted_tokens=engine.speculation.drafted,
             accepted_drafts=engine.speculation.accepted,
+            cpu_kernels=engine.cpu_kernels,
         )
 
 

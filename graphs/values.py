@@ -27,7 +27,8 @@ def own_copy(function: ir.Function) -> ir.Function:
 def own_model(model: ir.Model) -> ir.Model:
     """A copy of a model that shares nothing that can be altered."""
     copy = model.clone()
-    for graph in (copy.graph, *copy.functions.values()):
+    graphs: list[ir.Graph | ir.Function] = [copy.graph, *copy.functions.values()]
+    for graph in graphs:
         _own_types(graph)
     return copy
 

@@ -71,6 +71,33 @@ def tiny_engine(tiny_fp8: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
+def engine_of(tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``engine_of(precision)``: an engine of the BF16 checkpoint; built once, not to be altered."""
+    from dsv3export.graphs.build import build_engine
+
+    folder = tmp_path_factory.mktemp("precisions")
+
+    @cache
+    def built(precision: str) -> Path:
+        out = folder / f"{precision}.engine"
+        build_engine(tiny_bf16, out, precision=precision)
+        return out
+
+    return built
+
+
+@pytest.fixture(scope="session")
+def native_library() -> Path:
+    """The library of native CPU kernels; the test is skipped where none was compiled."""
+    from dsv3export.runtime.cpu_kernels import library
+
+    found = library()
+    if found is None:
+        pytest.skip("the native CPU kernels were not compiled")
+    return found
+
+
+@pytest.fixture(scope="session")
 def toy_engine_path(tmp_path_factory: pytest.TempPathFactory, tiny_fp8: Path) -> Path:
     """An engine of the toy model, which loads in no time; not to be altered."""
     from tests.runtime.toy_model import build_toy_engine

@@ -12,7 +12,14 @@ from dsv3export.cli.capabilities import PRECISIONS
 from dsv3export.cli.command import Command
 from dsv3export.cli.golden.options import checkpoint_recipe
 from dsv3export.cli.graph import write_atomically
-from dsv3export.cli.options import PathName, json_option, provider_option, quiet_option, verbose_option
+from dsv3export.cli.options import (
+    PathName,
+    cpu_kernels_option,
+    json_option,
+    provider_option,
+    quiet_option,
+    verbose_option,
+)
 from dsv3export.cli.progress_bar import progress_on_stderr
 from dsv3export.cli.tables import print_facts, print_json, print_table
 
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from dsv3export.golden.calibrate import Noise
     from dsv3export.golden.document import Profile
     from dsv3export.progress import Progress
+    from dsv3export.runtime.kernel_choice import KernelChoice
     from dsv3export.runtime.providers import Choice
 
 EXAMPLES = (
@@ -56,6 +64,7 @@ EXAMPLES = (
 @click.option("--write", is_flag=True, help="Put the profiles into GOLDEN, where `check` prefers them.")
 @click.option("--without-layers", is_flag=True, help="Leave out what goes on inside: an engine needs no torch then.")
 @provider_option
+@cpu_kernels_option
 @quiet_option
 @json_option("Print the profiles as one line of JSON.")
 @verbose_option
@@ -71,6 +80,7 @@ def command(
     write: bool,
     without_layers: bool,
     provider: Choice,
+    cpu_kernels: KernelChoice,
     quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
@@ -88,7 +98,7 @@ def command(
     batchings = [
         Batching(batch, chunk) for batch in _numbers("--batches", batches) for chunk in _numbers("--chunks", chunks)
     ]
-    runs = _Runs(opened, _numbers("--threads", threads), batchings, precision, provider, layers)
+    runs = _Runs(opened, _numbers("--threads", threads), batchings, precision, provider, cpu_kernels, layers)
     with progress_on_stderr(quiet) as progress:
         for path in (model, *against):
             runs.add(path, progress)
@@ -111,10 +121,11 @@ class _Runs:
 
     def __init__(
         self, golden: Golden, threads: Sequence[int], batchings: Sequence[Batching], precision: str | None,
-        provider: Choice, layers: bool,
+        provider: Choice, cpu_kernels: KernelChoice, layers: bool,
     ) -> None:  # fmt: skip
         self._golden, self._threads, self._batchings = golden, threads, batchings
-        self._precision, self._provider, self._layers = precision, provider, layers
+        self._precision, self._layers = precision, layers
+        self._provider, self._kernels = provider, cpu_kernels
         self._noise: dict[str, Noise] = {}
 
     def add(self, path: str, progress: Progress) -> None:
@@ -137,7 +148,10 @@ class _Runs:
         from dsv3export.cli.golden.models import open_model
 
         recipe = checkpoint_recipe(self._precision, False, self._golden.document.identity.recipe)
-        opened = open_model(path, recipe=recipe, threads=threads, provider=self._provider, layers=self._layers)
+        opened = open_model(
+            path, recipe=recipe, threads=threads, provider=self._provider, cpu_kernels=self._kernels,
+            layers=self._layers,
+        )  # fmt: skip
         return opened if self._layers else opened.without_stages()
 
 

@@ -27,6 +27,7 @@ from dsv3export.runtime.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from dsv3export.compare.stages import StagedModel
     from dsv3export.graphs.triton_kernels import TritonKernels
+    from dsv3export.runtime.kernel_choice import KernelChoice
     from dsv3export.runtime.providers import Choice
 
 _TOKENIZER = "tokenizer.json"
@@ -39,6 +40,7 @@ def open_model(
     calibration: Path | None = None,
     threads: int | None = None,
     provider: Choice = "auto",
+    cpu_kernels: KernelChoice = "auto",
     layers: bool = True,
     kernels: TritonKernels | None = None,
 ) -> GoldenModel:
@@ -54,19 +56,19 @@ def open_model(
     """
     subject = find_subject(path)
     if subject.manifest is not None:
-        return _engine(subject, subject.manifest, threads, provider, layers)
+        return _engine(subject, subject.manifest, threads, provider, cpu_kernels, layers)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")
     return _checkpoint(subject.checkpoint, recipe or Recipe.for_precision("fp32"), calibration, kernels)
 
 
 def _engine(
-    subject: Subject, manifest: Manifest, threads: int | None, provider: Choice, layers: bool
+    subject: Subject, manifest: Manifest, threads: int | None, provider: Choice, cpu_kernels: KernelChoice, layers: bool
 ) -> GoldenModel:  # fmt: skip
-    engine = load_engine(subject.path, threads, provider)
+    engine = load_engine(subject.path, threads, provider, cpu_kernels=cpu_kernels)
     stages = None
     if layers:
-        stages = _engine_stages(Path(subject.path), threads)
+        stages = _engine_stages(Path(subject.path), threads, cpu_kernels)
     record = manifest.checkpoint
     tokenizer = manifest.files.get(f"{TOKENIZER_FOLDER}/{_TOKENIZER}")
     kept = range(subject.config.num_hidden_layers) if manifest.layers is None else manifest.layers
@@ -79,7 +81,7 @@ def _engine(
     return GoldenModel(label, subject.config, identity, engine.session, engine, stages, engine.tokenizer)
 
 
-def _engine_stages(path: Path, threads: int | None) -> Opener:
+def _engine_stages(path: Path, threads: int | None, cpu_kernels: KernelChoice) -> Opener:
     def opened(prompts: Sequence[Sequence[int]]) -> StagedModel:
         try:
             # torch and onnx come with this import.
@@ -89,7 +91,7 @@ def _engine_stages(path: Path, threads: int | None) -> Opener:
                 f"the Python package {missing.name!r} is not installed, which looking into an engine takes",
                 fix="Install dsv3export[build], or leave the layers out (--without-layers, --digest none).",
             ) from missing
-        return engine_stages(EngineFiles.open(path), prompts, threads)
+        return engine_stages(EngineFiles.open(path), prompts, threads, cpu_kernels=cpu_kernels)
 
     return opened
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dsv3export.cli.capabilities import PRECISIONS
-from dsv3export.cli.options import PathName, provider_option
+from dsv3export.cli.options import PathName, cpu_kernels_option, provider_option
 
 if TYPE_CHECKING:
     from dsv3export.golden import Batching, Golden, GoldenModel
     from dsv3export.graphs.triton_kernels import TritonKernels
     from dsv3export.recipe import Recipe
+    from dsv3export.runtime.kernel_choice import KernelChoice
     from dsv3export.runtime.providers import Choice
 
 Result = TypeVar("Result")
@@ -31,6 +32,7 @@ class ModelOptions:
         calibration: The text of its calibrated weights.
         threads: CPU threads of an engine.
         provider: Where ONNX Runtime computes.
+        cpu_kernels: With which kernels it does on the CPU.
         batch, chunk: Prompts, and tokens of a prompt, that are computed at once.
     """
 
@@ -38,6 +40,7 @@ class ModelOptions:
     calibration: Path | None
     threads: int | None
     provider: Choice
+    cpu_kernels: KernelChoice
     batch: int
     chunk: int
 
@@ -65,7 +68,7 @@ class ModelOptions:
         )
         return open_model(
             model, recipe=recipe, calibration=self.calibration, threads=self.threads, provider=self.provider,
-            layers=layers, kernels=kernels,
+            cpu_kernels=self.cpu_kernels, layers=layers, kernels=kernels,
         )  # fmt: skip
 
 
@@ -78,6 +81,7 @@ _OPTIONS = (
     ),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of an engine."),
     provider_option,
+    cpu_kernels_option,
     click.option(
         "--batch", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
         help="Prompts that are computed at once.",
@@ -99,11 +103,12 @@ def model_options(command: Callable[..., Result]) -> Callable[..., Result]:
         calibration: Path | None,
         threads: int | None,
         provider: Choice,
+        cpu_kernels: KernelChoice,
         batch: int,
         chunk: int,
         **others: Any,
     ) -> Result:
-        running = ModelOptions(precision, calibration, threads, provider, batch, chunk)
+        running = ModelOptions(precision, calibration, threads, provider, cpu_kernels, batch, chunk)
         return command(*arguments, running=running, **others)
 
     for option in reversed(_OPTIONS):

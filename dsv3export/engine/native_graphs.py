@@ -1,4 +1,4 @@
-"""The graphs of an engine for the native CPU kernels: each beside its twin in ONNX Runtime's own ops, on one weight table."""
+"""The graphs of an engine for the native CPU kernels, each the twin of one in ONNX Runtime's own ops."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def native_name(graph: str) -> str:
 
 
 def native_graphs(manifest: Manifest) -> list[str]:
-    """The names of all such graphs of an engine; empty where it was built for another provider, or by an old version."""
+    """Names of all of an engine; none where it was built for another provider, or by an old version."""
     return [name for name in manifest.graphs if name.endswith(_END)]

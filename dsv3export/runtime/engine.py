@@ -26,10 +26,11 @@ from dsv3export.runtime.generation import (
     joined,
     prompt_logits,
 )
+from dsv3export.runtime.kernel_choice import KernelChoice, check_kernels
 from dsv3export.runtime.providers import Choice, check_choice, open_provider
 from dsv3export.runtime.request_maker import Prompt, RequestMaker, TokenIds
 from dsv3export.runtime.requests import Limits
-from dsv3export.runtime.session import BoundedSession, Logits, RankedSession, Session
+from dsv3export.runtime.session import BoundedSession, CpuSession, Logits, RankedSession, Session
 from dsv3export.runtime.tensorrt_module import FLAVOURS
 from dsv3export.runtime.tokenizer import Tokenizer
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from dsv3export.progress import Progress
     from dsv3export.runtime.distributed.watch import Watch
     from dsv3export.runtime.distributed.worker import RankFigures
+    from dsv3export.runtime.kernel_choice import CpuKernels
     from dsv3export.runtime.request_maker import GenerationOptions
 
 Batch = list[str] | Sequence[TokenIds]
@@ -101,6 +103,7 @@ class Engine:
         threads: int | None = None,
         *,
         provider: Choice = "auto",
+        cpu_kernels: KernelChoice = "auto",
         verify: Literal["auto", "full"] = "auto",
         max_batch: int = 16,
         capacity: int | None = None,
@@ -117,6 +120,8 @@ class Engine:
             threads: Compute threads of ONNX Runtime; None takes the physical cores that this process may use.
             provider: ONNX Runtime's execution provider: one that the engine was built for, or "auto" for the first of
                 them that this machine has. Where that is not the preferred one, a `UserWarning` says so.
+            cpu_kernels: On the CPU: "native" kernels, which the installation must have compiled and the engine have
+                graphs for, "onnxruntime" for ONNX Runtime's own, or "auto" for native ones where they can be had.
             verify: "full" hashes every weights file, "auto" only those whose modification time has changed.
             max_batch, capacity, prefill_chunk, prefix_cache, speculate: See `Engine`.
             progress: Told of the bytes of weights that go to a GPU's memory.
@@ -125,17 +130,18 @@ class Engine:
 
         Raises:
             EngineError: The engine is missing, damaged, altered or of another format version.
-            BackendError: Its backend is not installed or refuses it, or the provider cannot be had; another rank is
-                gone.
-            RequestError: There is no provider of that name.
+            BackendError: Its backend is not installed or refuses it, or the provider or the kernels cannot be had;
+                another rank is gone.
+            RequestError: There is no provider, or are no kernels, of that name.
         """
         _require_positive(threads=threads)
         check_choice(provider)
+        check_kernels(cpu_kernels)
         files = EngineFiles.open(Path(path), verify)
         if files.manifest.parallel is None:
-            session = _open_session(files, threads, provider, progress, drafts=speculate > 0)
+            session = _open_session(files, threads, provider, cpu_kernels, progress, drafts=speculate > 0)
         else:
-            session = _open_ranks(files, threads, verify, fault_timeout)
+            session = _open_ranks(files, threads, cpu_kernels, verify, fault_timeout)
         return cls(files, session, max_batch, capacity, prefill_chunk, prefix_cache, speculate)
 
     def close(self) -> None:
@@ -151,6 +157,11 @@ class Engine:
     def watch(self) -> Watch | None:
         """What notices that another rank is gone; None where there are no others."""
         return self.session.watch if isinstance(self.session, RankedSession) else None
+
+    @property
+    def cpu_kernels(self) -> CpuKernels | None:
+        """The kernels that compute on the CPU; None where something else computes."""
+        return self.session.cpu_kernels if isinstance(self.session, CpuSession) else None
 
     @property
     def config(self) -> ModelConfig:
@@ -271,14 +282,18 @@ def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:
 
 
 def _open_session(
-    files: EngineFiles, threads: int | None, provider: Choice, progress: Progress | None, drafts: bool
-) -> Session:
-    """Raises BackendError for a backend or a provider that this runtime cannot run."""
+    files: EngineFiles, threads: int | None, provider: Choice, kernels: KernelChoice, progress: Progress | None,
+    drafts: bool,
+) -> Session:  # fmt: skip
+    """Raises BackendError for a backend, a provider or kernels that this runtime cannot run."""
     record = files.manifest.backend
     # imported here so that a missing backend package is reported only when it is needed
     if record.name in FLAVOURS:
         from dsv3export.runtime.tensorrt.session import TensorRTSession
 
+        if kernels == "native":
+            expected, fix = "an engine for onnxruntime on the CPU", "Leave --cpu-kernels to auto."
+            raise BackendError(f"engine {files.path}: native CPU kernels", expected=expected, got=record.name, fix=fix)
         if provider != "auto":
             expected, fix = "an engine for onnxruntime", "Leave the provider to auto."
             raise BackendError(f"engine {files.path}: provider {provider}", expected=expected, got=record.name, fix=fix)
@@ -286,18 +301,20 @@ def _open_session(
     if record.name != "onnxruntime":
         expected = f"onnxruntime, {' or '.join(FLAVOURS)}"
         raise BackendError(f"engine {files.path}: backend", expected=expected, got=repr(record.name))
-    from dsv3export.runtime.onnxruntime_device import Device
+    from dsv3export.runtime.onnxruntime_device import open_device
     from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 
-    device, given_up = open_provider(record, f"engine {files.path}", provider, Device)
+    where = f"engine {files.path}"
+    device, given_up = open_provider(record, where, provider, lambda one: open_device(files, one, kernels))
     if given_up:
         warnings.warn(given_up, UserWarning, stacklevel=3)
     return OnnxRuntimeSession(files, threads, device)
 
 
 def _open_ranks(
-    files: EngineFiles, threads: int | None, verify: Literal["auto", "full"], fault_timeout: float
-) -> Session:
+    files: EngineFiles, threads: int | None, kernels: KernelChoice, verify: Literal["auto", "full"],
+    fault_timeout: float,
+) -> Session:  # fmt: skip
     """Raises EngineError where no launcher started this process as the first rank."""
     from dsv3export.runtime.distributed.environment import in_job
     from dsv3export.runtime.distributed.load import parallel_of
@@ -308,7 +325,7 @@ def _open_ranks(
         raise EngineError(f"engine {files.path}", expected=f"{layout.world} ranks", got="a single process", fix=fix)
     from dsv3export.runtime.distributed.join import lead
 
-    return lead(files.path, threads, verify, fault_timeout)
+    return lead(files.path, threads, verify, fault_timeout, kernels)
 
 
 def _require_positive(**values: int | None) -> None:

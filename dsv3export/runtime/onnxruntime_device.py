@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dsv3export.engine.native_graphs import native_name
 from dsv3export.errors import BackendError, ResourceError
+from dsv3export.runtime.kernel_choice import choose_kernels
 from dsv3export.runtime.onnxruntime_module import ort
 from dsv3export.runtime.providers import ENTRIES
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dsv3export.engine.manifest import Provider
+    from dsv3export.engine.reader import EngineFiles
+    from dsv3export.runtime.kernel_choice import CpuKernels, KernelChoice
 
 _QUIET = 4  # errors come as exceptions, printing them too would say them twice
 # Ops that take the time of a step. On a GPU's session, none of them may run on the CPU.
@@ -31,12 +35,16 @@ HEAVY = frozenset(
 class Device:
     """The first device of a provider; only its presence is tried here.
 
+    Args:
+        provider: The provider.
+        cpu_kernels: Of the CPU: which kernels its sessions get; of `choose_kernels`.
+
     Raises:
         BackendError: This ONNX Runtime has no such provider, or its libraries, its driver or a device are missing.
     """
 
-    def __init__(self, provider: Provider) -> None:
-        self.provider = provider
+    def __init__(self, provider: Provider, cpu_kernels: CpuKernels = "onnxruntime") -> None:
+        self.provider, self.cpu_kernels = provider, cpu_kernels
         self.entry = ENTRIES[provider]
         if self.on_host:
             return
@@ -59,6 +67,10 @@ class Device:
     def on_host(self) -> bool:
         """Whether it computes in the memory that numpy arrays lie in."""
         return self.entry.memory == "cpu"
+
+    def graph_name(self, graph: str) -> str:
+        """The manifest's name of the graph, or of a rank's segment, that runs here."""
+        return native_name(graph) if self.cpu_kernels == "native" else graph
 
     @property
     def session_providers(self) -> list[tuple[str, dict[str, str]]]:
@@ -96,6 +108,11 @@ class Device:
                     f"{where}: ONNX Runtime {ort.__version__} has no {self.provider} kernel for {misplaced[0]}",
                     fix="Use the version of ONNX Runtime that it was made for, or rebuild it with --provider cpu.",
                 )
+
+
+def open_device(files: EngineFiles, provider: Provider = "cpu", asked: KernelChoice = "auto") -> Device:
+    """The device that an engine runs on. Raises BackendError as `Device` and `choose_kernels`."""
+    return Device(provider, choose_kernels(files, provider, asked))
 
 
 def problems() -> dict[Provider, str]:

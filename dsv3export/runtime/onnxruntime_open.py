@@ -8,10 +8,12 @@ import numpy as np
 
 from dsv3export.engine.typed_json import REBUILD
 from dsv3export.errors import BackendError, EngineError
+from dsv3export.runtime import cpu_kernels
 from dsv3export.runtime.huge_pages import anonymous_ranges, collapse_new
-from dsv3export.runtime.onnx_initializers import MalformedGraphError, external_initializers
+from dsv3export.runtime.onnx_initializers import external_initializers
 from dsv3export.runtime.onnxruntime_arrays import ONNX_TYPES, ort_value
 from dsv3export.runtime.onnxruntime_module import ort, reason
+from dsv3export.runtime.protobuf import MalformedMessageError
 from dsv3export.runtime.threads import default_threads
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ def open_graph(
         BackendError: ONNX Runtime refuses the graph.
         EngineError: The graph wants weights that the engine does not have.
     """
-    options = _options(threads or default_threads(), device)
+    count = threads or default_threads()
+    options = _options(count, device)
+    if device.cpu_kernels == "native":
+        cpu_kernels.register(options, count)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.path))
     weights = _bind_weights(files, graph, options, device)
     memory_before = anonymous_ranges()
@@ -101,7 +106,7 @@ def wanted_entries(files: EngineFiles, graph: bytes) -> list[WeightEntry]:
     """The weights that the graph wants. Raises EngineError unless the table has them all, of its dtypes and shapes."""
     try:
         wanted = external_initializers(graph)
-    except MalformedGraphError as error:
+    except MalformedMessageError as error:
         raise EngineError(f"engine {files.path}: graph", expected="an ONNX model", got=str(error)) from None
     for name, tensor in wanted.items():
         expected = f"type {tensor.data_type} {list(tensor.shape)}, as in the graph"

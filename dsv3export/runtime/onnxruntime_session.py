@@ -9,7 +9,7 @@ import numpy as np
 from dsv3export.errors import BackendError
 from dsv3export.runtime.drafting import no_drafts
 from dsv3export.runtime.onnxruntime_arrays import graph_type, ort_value
-from dsv3export.runtime.onnxruntime_device import Device
+from dsv3export.runtime.onnxruntime_device import Device, open_device
 from dsv3export.runtime.onnxruntime_module import reason
 from dsv3export.runtime.onnxruntime_open import open_graph, wanted_entries
 from dsv3export.runtime.onnxruntime_steps import StepGraph
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dsv3export.engine.reader import EngineFiles
+    from dsv3export.runtime.kernel_choice import CpuKernels
     from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
     from dsv3export.runtime.session import Hidden, IntArray, Logits
 
@@ -35,7 +36,7 @@ class OnnxRuntimeSession:
     Args:
         files: The engine; `files` must have passed its checks.
         threads: Compute threads; None takes the physical cores.
-        device: Where to compute; None takes the CPU.
+        device: Where to compute; None takes the CPU, with native kernels where they can be had.
 
     Raises:
         BackendError: ONNX Runtime refuses the graph.
@@ -44,11 +45,16 @@ class OnnxRuntimeSession:
 
     def __init__(self, files: EngineFiles, threads: int | None = None, device: Device | None = None) -> None:
         self._files, self._threads = files, threads
-        self._device = device or Device("cpu")
+        self._device = device or open_device(files)
         self.cache_on_host = self._device.on_host
         self._trunk = StepGraph(files, "trunk", _IDS, ("logits",), threads, self._device)
         self._mtp: StepGraph | None = None
         self.cache_layout, self.vocab_size = self._trunk.cache_layout, self._trunk.vocab_size
+
+    @property
+    def cpu_kernels(self) -> CpuKernels | None:
+        """Which kernels compute on the CPU; None on another device."""
+        return self._device.cpu_kernels if self._device.on_host else None
 
     def step(
         self, input_ids: IntArray, start: IntArray, cache: LatentCache, slots: range, logit_rows: IntArray
@@ -97,13 +103,16 @@ class OnnxRuntimeGraph:
         files: The engine.
         graph: A serialized ONNX model whose external initializers are weights of the engine.
         threads: Compute threads; None takes the physical cores.
+        device: The CPU, with the kernels that the graph is for; None: ONNX Runtime's own.
 
     Raises BackendError and EngineError as `open_graph`.
     """
 
-    def __init__(self, files: EngineFiles, graph: bytes, threads: int | None = None) -> None:
+    def __init__(
+        self, files: EngineFiles, graph: bytes, threads: int | None = None, device: Device | None = None
+    ) -> None:
         self.weight_names = tuple(entry.name for entry in wanted_entries(files, graph))
-        self._session, self._weights = open_graph(files, graph, threads, Device("cpu"))
+        self._session, self._weights = open_graph(files, graph, threads, device or Device("cpu"))
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The values of `outputs`, which must be of types that numpy has. Raises BackendError."""

@@ -57,7 +57,7 @@ class StepGraph:
         device: Device,
         first_layer: int = 0,
     ) -> None:
-        self._session, self._weights = open_graph(files, files.graph(name), threads, device)
+        self._session, self._weights = open_graph(files, files.graph(device.graph_name(name)), threads, device)
         self._device, self._first_layer = device, first_layer
         self._where = f"engine {files.path}: graph" if name == "trunk" else f"engine {files.path}: graph {name}"
         self.cache_layout, self.vocab_size = self._signature(set(inputs), set(outputs))

@@ -12,6 +12,7 @@ from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
 if TYPE_CHECKING:
     from dsv3export.runtime.distributed.watch import Watch
     from dsv3export.runtime.distributed.worker import RankFigures
+    from dsv3export.runtime.kernel_choice import CpuKernels
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Logits = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -60,6 +61,14 @@ class BoundedSession(Protocol):
 
     @property
     def capacity(self) -> int: ...
+
+
+@runtime_checkable
+class CpuSession(Protocol):
+    """A session that may compute on the CPU; `cpu_kernels` says with which kernels, None where it does not."""
+
+    @property
+    def cpu_kernels(self) -> CpuKernels | None: ...
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ from dsv3export.engine.reader import EngineFiles
 from dsv3export.graphs.capture.causes import cause_chain
 from dsv3export.graphs.capture.engine import EngineStages
 from dsv3export.graphs.capture.executor import ExecutorStages
+from dsv3export.runtime.kernel_choice import KernelChoice
 
 __all__ = ["EngineStages", "ExecutorStages", "cause_chain", "engine_stages"]
 
@@ -19,6 +20,7 @@ def engine_stages(
     threads: int | None = None,
     replay: bool = False,
     chunk: int | None = None,
+    cpu_kernels: KernelChoice = "auto",
 ) -> StagedModel:
     """An engine of any backend.
 
@@ -27,11 +29,12 @@ def engine_stages(
         threads: CPU threads of one for ONNX Runtime.
         replay: Compute one for TensorRT-RTX on the CPU, by replay.
         chunk: As `TensorRTStages`'s.
+        cpu_kernels: Those of ONNX Runtime's sessions.
 
     Raises UserError: BackendError where the backend, its device or a package of it is missing.
     """
     if files.manifest.backend.name == "onnxruntime":
-        return EngineStages(files, prompts, threads)
+        return EngineStages(files, prompts, threads, cpu_kernels)
     from dsv3export.graphs.capture.tensorrt import TensorRTStages
     from dsv3export.graphs.capture.tensorrt_device import DeviceMachine
     from dsv3export.graphs.capture.tensorrt_replay import ReplayMachine

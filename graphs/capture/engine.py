@@ -20,6 +20,8 @@ from dsv3export.graphs.executor import recipe_graph
 from dsv3export.graphs.opset import KIND_DOMAIN
 from dsv3export.graphs.trace import PARTS, Part
 from dsv3export.graphs.values import like
+from dsv3export.runtime.kernel_choice import KernelChoice
+from dsv3export.runtime.onnxruntime_device import open_device
 from dsv3export.runtime.onnxruntime_session import OnnxRuntimeGraph
 
 _SHOWN = (ir.DataType.FLOAT, ir.DataType.INT64)
@@ -37,11 +39,18 @@ class EngineStages:
         files: The engine.
         prompts: Token ids of each, run as a whole.
         threads: As for `OnnxRuntimeSession`.
+        cpu_kernels: Which of the engine's graphs is looked into, and what computes it.
 
     Raises BackendError for an engine of another backend: its layers show nothing of what is in them.
     """
 
-    def __init__(self, files: EngineFiles, prompts: Sequence[Sequence[int]], threads: int | None = None) -> None:
+    def __init__(
+        self,
+        files: EngineFiles,
+        prompts: Sequence[Sequence[int]],
+        threads: int | None = None,
+        cpu_kernels: KernelChoice = "auto",
+    ) -> None:
         if files.manifest.backend.name != "onnxruntime":
             raise BackendError(
                 f"engine {files.path}: layer by layer", expected="an engine for onnxruntime",
@@ -49,7 +58,9 @@ class EngineStages:
                 fix="Compare its outputs with eval --against, and its ops with doctor --conformance.",
             )  # fmt: skip
         self.config = files.config
-        self.label = f"{files.path} (ONNX Runtime, {files.manifest.recipe.precision})"
+        self._device = open_device(files, "cpu", cpu_kernels)
+        kernels = ", native kernels" if self._device.cpu_kernels == "native" else ""
+        self.label = f"{files.path} (ONNX Runtime, {files.manifest.recipe.precision}{kernels})"
         self._files, self._threads = files, threads
         self._calls = {str(node.name): Call.of_node(node, _is_weight) for node in self._model("trunk").graph}
         if "mtp" in files.manifest.graphs:
@@ -67,7 +78,7 @@ class EngineStages:
         """See `StagedModel.open`."""
         call = self._calls[stage]
         data, shown = self._only(call)
-        graph = OnnxRuntimeGraph(self._files, data, self._threads)
+        graph = OnnxRuntimeGraph(self._files, data, self._threads, self._device)
         bias = next((name for name in graph.weight_names if name.endswith(ROUTER_BIAS)), None)
         biases = None if bias is None else self._files.weight(bias)
         format = self._files.manifest.recipe.cache
@@ -79,7 +90,7 @@ class EngineStages:
     def _model(self, part: Part) -> ir.Model:
         # Read anew for each stage: what is taken out of it and exposed in it is never put back.
         try:
-            return ir.from_proto(onnx.load_from_string(self._files.graph(part)))
+            return ir.from_proto(onnx.load_from_string(self._files.graph(self._device.graph_name(part))))
         except Exception as error:  # protobuf and onnx_ir raise whatever a strange file leads them to
             raise EngineError(
                 f"engine {self._files.path}: graph", expected="an ONNX model", got=type(error).__name__

@@ -14,7 +14,9 @@ from dsv3export.graphs.conformance.calls import Array, OpCall
 from dsv3export.graphs.conformance.one_op import weight_array
 from dsv3export.graphs.conformance.reference import run_time_inputs
 from dsv3export.graphs.lower.onnxruntime import lower
+from dsv3export.graphs.lower.onnxruntime.native import has_kernel, lower_native
 from dsv3export.graphs.rewrite import GraphWithWeights
+from dsv3export.runtime.cpu_kernels import Description, register
 from dsv3export.runtime.onnxruntime_arrays import graph_type, host_copy, ort_value
 from dsv3export.runtime.onnxruntime_module import ort, reason
 
@@ -22,17 +24,26 @@ _FATAL_ONLY = 4
 
 
 class OnnxRuntimeOps:
-    """Implements `OpBackend`."""
+    """Implements `OpBackend`, with ONNX Runtime's own kernels or the native ones.
 
-    name = "onnxruntime"
-    version = str(ort.__version__)
+    Args:
+        native: What the library of native kernels says of itself; None for ONNX Runtime's own.
+    """
+
     int_activations: Literal["none", "int8"] = "int8"
     typed_caches, with_step = False, True
     why_not_run = ""
 
+    def __init__(self, native: Description | None = None) -> None:
+        self._native = native
+        self.name = "onnxruntime" if native is None else "onnxruntime, native CPU kernels"
+        self.version = str(ort.__version__) if native is None else f"{ort.__version__}, {native.isa}"
+
     def refusal(self, call: OpCall) -> str:
-        """It has a row, or a function in standard ops, for every op."""
-        return ""
+        """ONNX Runtime has a row, or a function in standard ops, for every op; the native kernels are fewer."""
+        if self._native is None or has_kernel(call.op.name, call.precision in ("bf16", "f16")):
+            return ""
+        return "no native kernel: as with ONNX Runtime's own"
 
     def computes_in(self, call: OpCall) -> str:
         """On a CPU in float32; with integer weights, activations are rounded to int8."""
@@ -40,7 +51,7 @@ class OnnxRuntimeOps:
 
     def build(self, call: OpCall, graph: GraphWithWeights) -> _Session:
         """See `OpBackend.build`."""
-        lowered = lower(graph)
+        lowered = lower(graph) if self._native is None else lower_native(graph)
         model = lowered.model.graph
         for value in [value for value in model.inputs if value.name in lowered.weights]:
             array = weight_array(lowered.weights[str(value.name)], call.weights)
@@ -50,6 +61,8 @@ class OnnxRuntimeOps:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = _FATAL_ONLY
+        if self._native is not None:
+            register(options, threads=1)
         data = ir.to_proto(lowered.model).SerializeToString()
         try:
             session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -20,12 +20,12 @@ ROW = Verdict("Linear", "fp32", "decode", "pass", 1e-7, 2e-5, 1.5, 0.25)
 def only(monkeypatch: pytest.MonkeyPatch, *rows: Verdict, why_not_run: str = "") -> None:
     """Every backend is missing but for one, which finds these rows."""
 
-    def open_backend(name: str) -> OpBackend | None:
+    def open_backends(name: str) -> list[OpBackend | None]:
         if name != "tensorrt-rtx":
             raise BackendError(f"backend {name}", expected="a package", got="none")
-        return None
+        return [None]  # what `check_backend` is given, which is replaced below
 
-    monkeypatch.setattr(backends, "open_backend", open_backend)
+    monkeypatch.setattr(backends, "open_backends", open_backends)
     report = Report("tensorrt-rtx", "1.2.3", why_not_run, rows)
     monkeypatch.setattr("dsv3export.graphs.conformance.check_backend", lambda *_: report)
 
@@ -34,7 +34,7 @@ def test_json_of_onnxruntime() -> None:
     outcome = run_here("doctor", "--conformance", "--backend", "onnxruntime", "--json")
     assert (outcome.code, outcome.err, outcome.out.count("\n")) == (0, "", 1)
     found = json.loads(outcome.out)
-    (backend,) = found["backends"]
+    backend = found["backends"][0]
     assert (found["ok"], found["missing"], backend["backend"], backend["why_not_run"]) == (True, [], "onnxruntime", "")
     assert backend["counts"] == {"pass": call_count(), "fail": 0, "built": 0, "refused": 0}
     assert all(row["error"] <= row["tolerance"] for row in backend["rows"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dsv3export import Engine
+from dsv3export.cli.capabilities import CPU_KERNELS
 from dsv3export.cli.transcript import Transcript
 from dsv3export.runtime.generation import Piece
 from tests.support.command_line import Outcome, run_here, run_process
@@ -76,6 +77,7 @@ def test_statistics(tiny_engine: Path) -> None:
     options = ("--prompt", PROMPT, "--max-new-tokens", "8")
     stats = answer(run_here("run", tiny_engine, *options, "--json"))["stats"]
     assert (stats["prompt_tokens"], stats["new_tokens"]) == (7, 8)
+    assert stats.pop("cpu_kernels") in CPU_KERNELS
     assert all(stats[key] > 0 for key in stats if "draft" not in key)
     told = run_here("run", tiny_engine, *options, "--stats")
     assert len(told.err_lines) == 1

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3export.runtime.onnx_initializers import ExternalTensor, MalformedGraphError, external_initializers
+from dsv3export.runtime.onnx_initializers import ExternalTensor, external_initializers
+from dsv3export.runtime.protobuf import MalformedMessageError
 from tests.runtime.toy_model import onnx_graph
 
 
@@ -35,7 +36,7 @@ def test_packed_dimensions_are_read_too() -> None:
 
 @given(st.binary(max_size=60))
 def test_garbage_is_refused_or_holds_nothing(data: bytes) -> None:
-    with contextlib.suppress(MalformedGraphError):
+    with contextlib.suppress(MalformedMessageError):
         external_initializers(data)
 
 
@@ -43,11 +44,11 @@ def test_garbage_is_refused_or_holds_nothing(data: bytes) -> None:
 def test_a_damaged_graph_never_does_worse_than_fail(data: st.DataObject) -> None:
     graph = bytearray(onnx_graph(50))
     graph[data.draw(st.integers(0, len(graph) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(MalformedGraphError):
+    with contextlib.suppress(MalformedMessageError):
         external_initializers(bytes(graph[: data.draw(st.integers(0, len(graph)))]))
 
 
 @pytest.mark.parametrize("data", [b"\x80" * 12, b"\x3a\x7f", b"\x3b", b"\x08"])
 def test_what_is_no_message_is_refused(data: bytes) -> None:
-    with pytest.raises(MalformedGraphError):
+    with pytest.raises(MalformedMessageError):
         external_initializers(data)

@@ -26,6 +26,7 @@ from dsv3export.runtime.distributed.load import has_drafts, load_worker, open_ra
 from dsv3export.runtime.distributed.processes import end_with_parent
 from dsv3export.runtime.distributed.session import DistributedSession, Model
 from dsv3export.runtime.distributed.watch import DEFAULT_TIMEOUT, Watch
+from dsv3export.runtime.kernel_choice import KernelChoice
 
 _LOOK_SECONDS = 2.0
 # From the first rank to the last: interpreters and torch start slowly on a busy machine.
@@ -59,12 +60,13 @@ class Member:
         self.watch = Watch(self._stores.watch, self.rank, self._world_size, f"{place.address}:{place.port}", timeout)
         self.watch.start()
 
-    def load(self, threads: int | None = None, verify: Verify = "auto") -> None:
+    def load(self, threads: int | None = None, verify: Verify = "auto", kernels: KernelChoice = "auto") -> None:
         """Loads this rank's part, once all ranks are there and have parts of the same engine.
 
         Args:
             threads: Compute threads; None takes this rank's share of the machine's cores.
             verify: See `EngineFiles.open`.
+            kernels: See `Engine.load`; of this rank.
 
         Raises:
             JobFault: Another rank is gone or has another engine.
@@ -80,7 +82,7 @@ class Member:
                 self._stores.ranks, self.rank, parallel.layout, self.watch
             )
             self.files = open_rank(self._engine, self.rank, verify)
-            self.worker = load_worker(self.files, self.communicator, threads)
+            self.worker = load_worker(self.files, self.communicator, threads, kernels)
             self.drafts = self._learn_of_drafts()
             self.communicator.barrier()
         except JobFault:
@@ -133,20 +135,28 @@ class Member:
 
 
 def lead(
-    engine: Path, threads: int | None = None, verify: Verify = "auto", timeout: float = DEFAULT_TIMEOUT
+    engine: Path,
+    threads: int | None = None,
+    verify: Verify = "auto",
+    timeout: float = DEFAULT_TIMEOUT,
+    kernels: KernelChoice = "auto",
 ) -> DistributedSession:
     """The engine's session, at rank 0. Raises as `Member` and `Member.load`."""
     ending = _Ending()
     member = Member(engine, timeout)
     ending.watch = member.watch
-    member.load(threads, verify)
+    member.load(threads, verify, kernels)
     config = member.files.config
     model = Model(f"engine {engine}", config.vocab_size, config.hidden_size, member.drafts)
     return DistributedSession(member.worker, member.communicator, member.layout, model, member.leave, member.watch)
 
 
 def take_part(
-    engine: Path, threads: int | None = None, verify: Verify = "auto", timeout: float = DEFAULT_TIMEOUT
+    engine: Path,
+    threads: int | None = None,
+    verify: Verify = "auto",
+    timeout: float = DEFAULT_TIMEOUT,
+    kernels: KernelChoice = "auto",
 ) -> None:
     """Does what rank 0 says, until it says that the job is over; at any other rank. Prints nothing.
 
@@ -156,7 +166,7 @@ def take_part(
         signal.signal(number, signal.SIG_DFL)
     member = Member(engine, timeout)
     try:
-        member.load(threads, verify)
+        member.load(threads, verify, kernels)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # rank 0 gets them too, finishes what runs, and then tells the others
         follow(member.worker, member.communicator, member.files.config.hidden_size)

@@ -14,11 +14,12 @@ from dsv3export.runtime.distributed.buffers import BufferPool
 from dsv3export.runtime.distributed.commands import Kind
 from dsv3export.runtime.distributed.stage import Stage
 from dsv3export.runtime.distributed.worker import Worker
-from dsv3export.runtime.onnxruntime_device import Device
+from dsv3export.runtime.onnxruntime_device import open_device
 from dsv3export.runtime.threads import default_threads
 
 if TYPE_CHECKING:
     from dsv3export.runtime.distributed.communicator import Communicator
+    from dsv3export.runtime.kernel_choice import KernelChoice
 
 PROGRAM = "program"
 
@@ -48,15 +49,17 @@ def open_rank(engine: Path, rank: int, verify: Literal["auto", "full"] = "auto")
     return files
 
 
-def load_worker(files: EngineFiles, communicator: Communicator, threads: int | None) -> Worker:
+def load_worker(
+    files: EngineFiles, communicator: Communicator, threads: int | None, kernels: KernelChoice = "auto"
+) -> Worker:
     """The rank's segments, opened.
 
     Raises:
-        BackendError: ONNX Runtime refuses a graph.
+        BackendError: ONNX Runtime refuses a graph, or the kernels cannot be had.
         EngineError: The program, a graph or a weight is not what it should be.
     """
     program = SegmentProgram.from_json(files.graph(PROGRAM))
-    layout, device, pool = parallel_of(files).layout, Device("cpu"), BufferPool()
+    layout, device, pool = parallel_of(files).layout, open_device(files, "cpu", kernels), BufferPool()
     count = threads or shared_threads()
     trunk = Stage(files, program.parts["trunk"], communicator, layout, pool, count, device)
     mtp = None

@@ -77,8 +77,8 @@ class OnnxRuntimeBackend:
     def compile(
         self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, config: ModelConfig, progress: Progress
     ) -> OnnxFiles:
-        models = {part: graph.model for part, graph in graphs.items()}
-        native = {part: graph.native for part, graph in graphs.items() if graph.native is not None}
+        models: dict[str, ir.Model] = {part: graph.model for part, graph in graphs.items()}
+        native: dict[str, ir.Model] = {part: graph.native for part, graph in graphs.items() if graph.native is not None}
         return OnnxFiles(models, self._record(graphs, recipe), native)
 
     def compile_rank(

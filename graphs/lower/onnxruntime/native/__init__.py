@@ -4,6 +4,6 @@ So an engine has one weight table and two graphs: this one, and that of ONNX Run
 """
 
 from dsv3export.graphs.lower.onnxruntime.native.lowering import lower_native, with_native
-from dsv3export.graphs.lower.onnxruntime.native.rows import KERNELS, native_row
+from dsv3export.graphs.lower.onnxruntime.native.rows import has_kernel, native_row
 
-__all__ = ["KERNELS", "lower_native", "native_row", "with_native"]
+__all__ = ["has_kernel", "lower_native", "native_row", "with_native"]

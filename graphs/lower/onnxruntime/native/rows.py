@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from dsv3export.graphs.lower.onnxruntime.ops import HALF_ROWS, ROWS, Row, generic_row, row
+from dsv3export.graphs.lower.onnxruntime.ops import HALF_ROWS, ROWS, Row, row
 from dsv3export.plugins.registry import Attributes, Dims
 from dsv3export.runtime.cpu_kernels import DOMAIN
 
@@ -24,6 +24,9 @@ def native(
 ) -> Row:
     """A row that is one node.
 
+    The cast says what type comes out, which ONNX Runtime, while it looks at functions, knows of no custom op; it is
+    gone when the session runs.
+
     Args:
         kernel: The name of the kernel's op.
         portable: The op's other row, whose weights it takes.
@@ -37,7 +40,8 @@ def native(
         text = ", ".join(f"{name} = {_literal(value)}" for name, value in attributes(dims, given).items())
         return f"""
 {kernel} ({formals}) => (y) {{
-    y = {DOMAIN}.{kernel} {f"<{text}> " if text else ""}({formals})
+    result = {DOMAIN}.{kernel} {f"<{text}> " if text else ""}({formals})
+    y = Cast <to = 1> (result)
 }}
 """
 
@@ -56,8 +60,11 @@ _ROWS: Mapping[str, Row] = {
 _HALF_ROWS: Mapping[str, Row] = {
     "Linear": native("Linear", HALF_ROWS["Linear"], _LINEAR),
 }
-# The dsv3 ops that have a kernel with weights of one kind at least.
-KERNELS = frozenset({*_ROWS, *_HALF_ROWS})
+
+
+def has_kernel(op: str, in_16_bits: bool = False) -> bool:
+    """Whether an op has a native kernel, for weights in 16 bits or others."""
+    return op in (_HALF_ROWS if in_16_bits else _ROWS)
 
 
 def native_row(op: str, in_16_bits: bool = False) -> Row:
