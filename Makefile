@@ -31,14 +31,7 @@ BENCH_CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$(NO_AMX
 
 DEMO_ENGINE := build/tiny-dsv3.engine
 
-ifdef SANITIZE
-export SANITIZE
-endif
-ifdef WERROR
-export WERROR
-endif
-
-.PHONY: help setup browser bench-setup demo test kernels native lint format coverage clean
+.PHONY: help setup browser bench-setup demo test kernels native strict sanitize lint format coverage clean
 
 help:
 	@echo "make setup        create $(VENV) with all that demo, tests and linters need"
@@ -47,8 +40,9 @@ help:
 	@echo "make demo         build examples/tiny-dsv3 into an engine and let it write"
 	@echo "make test         run the test suite"
 	@echo "make kernels      compile all kernels of the TensorRT plugins for all GPUs, and test them; needs none"
-	@echo "make native       compile what has changed of the native CPU kernels; WERROR=1, SANITIZE=1"
-	@echo "make lint         ruff, mypy --strict and the import contracts"
+	@echo "make native       compile what has changed of the native CPU kernels"
+	@echo "make sanitize     test the native CPU kernels under the address and undefined-behaviour sanitizers"
+	@echo "make lint         ruff, mypy --strict, the import contracts, and C++ without a warning"
 	@echo "make format       apply ruff's fixes and formatting"
 	@echo "make coverage     run the test suite and report what it did not execute"
 	@echo "make clean        remove $(VENV) and all that was built"
@@ -88,7 +82,20 @@ kernels: setup
 native:
 	REQUIRED=1 $(BIN)/python setup.py build_ext --inplace
 
-lint: setup
+# In a place of its own: other flags, and every warning an error.
+strict:
+	@command -v $${CXX:-c++} >/dev/null || { echo "no C++ compiler: plugins/cpu is not checked"; exit 0; }; \
+		REQUIRED=1 WERROR=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/strict --build-temp build/strict
+
+# Python was not compiled with them: they are loaded before it, and its own leaks are none of ours. Afterwards the usual
+# library is put back.
+SANITIZED := ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)"
+sanitize:
+	SANITIZE=1 $(MAKE) native
+	SANITIZE=1 $(SANITIZED) $(BIN)/python -m pytest tests/plugins/cpu tests/runtime/test_cpu_kernels.py \
+		$(PYTEST_FLAGS); status=$$?; $(MAKE) native; exit $$status
+
+lint: setup strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

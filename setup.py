@@ -77,13 +77,14 @@ class BuildKernels(build_ext):
         made = folder / library.name
         if self.force or not _repeats(command, made) or not _newer_than_all(made, objects):
             try:
-                self._run([*command, str(made), *STATIC_RUNTIME])
+                # sanitizers need the shared C++ runtime, where they catch exceptions
+                self._run([*command, str(made), *([] if _asked("SANITIZE") else STATIC_RUNTIME)])
             except CompileError:
                 self._run([*command, str(made)])
             _remember(command, made)
         library.parent.mkdir(parents=True, exist_ok=True)
         library.unlink(missing_ok=True)  # a process that has loaded the old one keeps it
-        shutil.copy2(made, library)
+        shutil.copy(made, library)  # new: what it is copied over may be younger than `made`
 
     def _run(self, command: list[str]) -> None:
         self.announce(shlex.join(command), logging.INFO)

@@ -86,3 +86,25 @@ def test_a_forked_process_makes_sessions_of_its_own(root: Path, tmp_path: Path) 
     command = [sys.executable, "-c", FORK, tmp_path]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+# Linux refuses a process its tile registers while a stack for signals is too small to save them.
+SMALL_SIGNAL_STACK = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(4096)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 4096)), None) == 0
+from dsv3export.runtime.cpu_kernels import describe
+print(describe().isa)
+"""
+
+
+@compiled
+def test_without_the_permission_for_tiles_avx512_is_used(root: Path) -> None:
+    found = cpu_kernels.describe()
+    if found is None or found.machine_isa != "amx":
+        pytest.skip("no AMX here")
+    command = [sys.executable, "-c", SMALL_SIGNAL_STACK]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "avx512"), done.stderr

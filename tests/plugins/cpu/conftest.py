@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,5 +21,7 @@ def probe(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("probe") / "probe.so"
     sources = [root / "plugins" / "cpu" / f"{name}.cpp" for name in BASE]
     flags = ["-std=c++17", "-Og", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-I", root / "plugins" / "cpu"]
+    if os.environ.get("SANITIZE"):
+        flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
     subprocess.run([compiler, *flags, Path(__file__).parent / "probe" / "probe.cpp", *sources, "-o", out], check=True)
     return out
