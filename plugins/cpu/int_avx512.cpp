@@ -8,8 +8,11 @@
 namespace dsv3::avx512 {
 namespace {
 
-// Bytes ahead in the stream of weights. The processor's own prefetching stops at each 4 KiB page.
-constexpr size_t kAhead = 2048;
+// Bytes ahead in the stream of weights, to the first and to the second level's cache. The processor's own prefetching
+// stops at each 4 KiB page.
+constexpr size_t kNear = 512, kFar = 4096;
+// Where arithmetic takes the time of reading, one prefetch of a line is enough.
+constexpr size_t kMiddle = 2048;
 
 constexpr int kMostRows = 8;
 
@@ -18,7 +21,7 @@ struct Job {
   const uint8_t* at;
   const uint8_t* zeros;
   size_t depth, groups;
-  size_t ahead;
+  bool cold;  // further rows find the panel in the cache
   const int8_t* q;
   size_t stride;
   const float* scale;
@@ -37,6 +40,17 @@ DSV3_ALWAYS_INLINE __m512i quad_of(const int8_t* q) {
 // Sums in several chains, because an addition waits five cycles for the one before it.
 template <int Rows>
 constexpr int kChains = Rows == 1 ? 4 : Rows <= 4 ? 2 : 1;
+
+template <int Bits, int Rows>
+DSV3_ALWAYS_INLINE void prefetch(const uint8_t* line, const Job& job) {
+  const char* at = reinterpret_cast<const char*>(line);
+  if constexpr (Bits == 8 || Rows <= 4) {
+    _mm_prefetch(at + (job.cold ? kNear : 0), _MM_HINT_T0);
+    _mm_prefetch(at + (job.cold ? kFar : 0), _MM_HINT_T1);
+  } else {
+    _mm_prefetch(at + (job.cold ? kMiddle : 0), _MM_HINT_T0);
+  }
+}
 
 template <int Rows>
 struct Sums {
@@ -58,14 +72,14 @@ DSV3_ALWAYS_INLINE const uint8_t* add_four_quads(Sums<Rows>& sums, const uint8_t
   if constexpr (Bits == 8) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i, w += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), _MM_HINT_T0);
+      prefetch<Bits, Rows>(w, job);
       add_quad<Rows>(sums, _mm512_loadu_si512(w), q + 4 * i, job.stride, i);
     }
   } else {
     const __m512i low = _mm512_set1_epi8(15);
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i, w += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), _MM_HINT_T0);
+      prefetch<Bits, Rows>(w, job);
       const __m512i both = _mm512_loadu_si512(w);
       add_quad<Rows>(sums, _mm512_and_si512(both, low), q + 8 * i, job.stride, 2 * i);
       add_quad<Rows>(sums, _mm512_and_si512(_mm512_srli_epi16(both, 4), low), q + 8 * i + 4, job.stride, 2 * i + 1);
@@ -90,7 +104,7 @@ void multiply(const Job& job) {
   const uint8_t* w = job.at;
   const int8_t* q = job.q;
   for (size_t g = 0; g < job.groups; ++g) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + job.ahead), _MM_HINT_T0);
+    prefetch<Bits, Rows>(w, job);
     const __m512 scale = _mm512_loadu_ps(w);
     w += 64;
     Sums<Rows> sums;
@@ -145,8 +159,7 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
     job.columns = columns < kPanel ? static_cast<__mmask16>((1u << columns) - 1) : static_cast<__mmask16>(0xffff);
     for (size_t m = 0; m < rows.rows; m += kMostRows) {
       const size_t part = rows.rows - m < kMostRows ? rows.rows - m : kMostRows;
-      // Further rows find the panel in the cache.
-      job.ahead = m == 0 ? kAhead : 0;
+      job.cold = m == 0;
       job.q = rows.q + m * rows.stride;
       job.scale = rows.scale + m * job.groups;
       job.sum = rows.sum + m * job.groups;
