@@ -1,0 +1,7 @@
+#include "expert_loops.h"
+
+namespace dsv3 {
+
+const ExpertKernels experts_avx2 = {swiglu, swiglu_pairs, add_weighted};
+
+}  // namespace dsv3
