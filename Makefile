@@ -19,10 +19,12 @@ PYTHON := $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))) python3)
 endif
 
-NATIVE := $(sort $(wildcard plugins/cpu/*.cpp plugins/cpu/*.h))
-
 # Named after what it was made from, so that only a change of content (or of place, or of interpreter) makes it again.
-STAMP := $(BIN)/.installed-$(shell { cat pyproject.toml constraints.txt setup.py $(NATIVE); echo "$(CURDIR) $(PYTHON)"; } | sha256sum | cut -c1-16)
+STAMP := $(BIN)/.installed-$(shell { cat pyproject.toml constraints.txt; echo "$(CURDIR) $(PYTHON)"; } | sha256sum | cut -c1-16)
+
+# The native CPU kernels are made again without making the rest.
+NATIVE := setup.py $(sort $(wildcard plugins/cpu/*.cpp plugins/cpu/*.h))
+NATIVE_STAMP := $(BIN)/.native-$(shell { cat $(NATIVE); echo "$(CURDIR)"; } | sha256sum | cut -c1-16)
 
 # Compiled for this machine, but without AMX: with it, llama.cpp 0.3.36 ends with a failed assertion when it loads this
 # architecture's attention (ggml-backend.cpp: cur_backend_id != -1), and a segmentation fault where that is avoided.
@@ -47,14 +49,19 @@ help:
 	@echo "make coverage     run the test suite and report what it did not execute"
 	@echo "make clean        remove $(VENV) and all that was built"
 
-setup: $(STAMP)
+setup: $(STAMP) $(NATIVE_STAMP)
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(NATIVE)
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dsv3export: make setup needs Python 3.11 or newer, got " + sys.version.split()[0] + "; name one: make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
 		--no-build-isolation -e ".[cpu,build,rtx,kernels,plot,serve,test,dev]"
+	@touch $@ $(NATIVE_STAMP)
+
+# An installation just made has compiled them.
+$(NATIVE_STAMP): | $(STAMP)
+	@[ -e $@ ] || $(BIN)/python setup.py build_ext --inplace
 	@touch $@
 
 bench-setup: setup

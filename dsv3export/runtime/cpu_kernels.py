@@ -36,6 +36,7 @@ class Description:
         machine_isa: The best that this machine has; DSV3EXPORT_CPU_ISA may have lowered `isa`.
         compiler: The compiler's name and version.
         ops: Names of the ops in the domain ``dsv3.cpu``.
+        weight_bytes: Of packed weights, which the sessions of this process hold together.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Description:
     machine_isa: str
     compiler: str
     ops: tuple[str, ...]
+    weight_bytes: int
 
 
 def library() -> Path | None:
@@ -68,7 +70,7 @@ def describe() -> Description | None:
     if not fine:
         raise BackendError(said)
     data = json.loads(said)
-    return Description(path, data["isa"], data["machine_isa"], data["compiler"], tuple(data["ops"]))
+    return Description(path=path, **{**data, "ops": tuple(data["ops"])})
 
 
 def register(options: ort.SessionOptions, threads: int) -> None:

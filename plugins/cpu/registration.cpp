@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "arena.h"
 #include "error.h"
 #include "isa.h"
 #include "op.h"
@@ -33,8 +34,9 @@ std::string compiler() {
 std::string describe() {
   std::string ops;
   for (const abi::CustomOp* op : all_ops()) ops += (ops.empty() ? "\"" : ", \"") + std::string(op->get_name(op)) + '"';
+  const std::string bytes = std::to_string(allocated_weight_bytes());
   return std::string("{\"isa\": \"") + isa_name(isa()) + "\", \"machine_isa\": \"" + isa_name(machine_isa()) +
-         "\", \"compiler\": \"" + compiler() + "\", \"domain\": \"" + kDomain + "\", \"ops\": [" + ops + "]}";
+         "\", \"compiler\": \"" + compiler() + "\", \"weight_bytes\": " + bytes + ", \"ops\": [" + ops + "]}";
 }
 
 }  // namespace
