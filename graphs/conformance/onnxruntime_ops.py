@@ -46,8 +46,12 @@ class OnnxRuntimeOps:
         return "no native kernel: as with ONNX Runtime's own"
 
     def computes_in(self, call: OpCall) -> str:
-        """On a CPU in float32; with integer weights, activations are rounded to int8."""
-        return "int8" if call.op.name.endswith("Int") else "fp32"
+        """On a CPU in float32; with integer weights, activations are rounded to int8.
+
+        The native kernels round them as the ops' definitions do. The attention's have none: its steps round each row.
+        """
+        rounded = call.op.name.endswith("Int") if self._native is None else call.op.name == "MlaAttentionInt"
+        return "int8" if rounded else "fp32"
 
     def build(self, call: OpCall, graph: GraphWithWeights) -> _Session:
         """See `OpBackend.build`."""

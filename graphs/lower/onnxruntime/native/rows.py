@@ -52,10 +52,28 @@ def _literal(value: int | str | float) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
+def _linear_int(dims: Dims, given: Attributes) -> Mapping[str, int | str | float]:
+    return {"K": dims["K"], "N": dims["N"], **given}
+
+
+def _experts_int(dims: Dims, given: Attributes) -> Mapping[str, int | str | float]:
+    return {"K": dims["D"], "I": dims["I"], **given}
+
+
 _LINEAR = ("x", "weight")
 
 _ROWS: Mapping[str, Row] = {
     "Linear": native("Linear", ROWS["Linear"], _LINEAR),
+    "LinearInt": native(
+        "LinearInt", ROWS["LinearInt"], ("x", "blocks", "scale", "zero_point"), _linear_int, optional=1
+    ),
+    "MoEExpertsInt": native(
+        "MoEExpertsInt",
+        ROWS["MoEExpertsInt"],
+        ("x", "ids", "weights", "gate_up", "gate_up_scale", "down", "down_scale", "gate_up_zero", "down_zero"),
+        _experts_int,
+        optional=2,
+    ),
 }
 _HALF_ROWS: Mapping[str, Row] = {
     "Linear": native("Linear", HALF_ROWS["Linear"], _LINEAR),
