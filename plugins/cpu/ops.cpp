@@ -7,6 +7,7 @@ std::vector<const abi::CustomOp*> all_ops() {
       linear_op(),
       linear_int_op(),
       moe_experts_int_op(),
+      moe_route_op(),
   };
 }
 

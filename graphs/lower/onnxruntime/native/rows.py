@@ -6,8 +6,11 @@ A row takes the weights that the op's other row packs (`ops.py`), so that both g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from dsv3export.graphs.lower.onnxruntime.ops import HALF_ROWS, ROWS, Row, row
+import onnx_ir as ir
+
+from dsv3export.graphs.lower.onnxruntime.ops import HALF_ROWS, ROWS, Row, generic_row, row
 from dsv3export.plugins.registry import Attributes, Dims
 from dsv3export.runtime.cpu_kernels import DOMAIN
 
@@ -20,11 +23,16 @@ def _no_attributes(dims: Dims, attributes: Attributes) -> Mapping[str, int | str
 
 
 def native(
-    kernel: str, portable: Row, inputs: Sequence[str], attributes: AttributeText = _no_attributes, optional: int = 0
+    kernel: str,
+    portable: Row,
+    inputs: Sequence[str],
+    attributes: AttributeText = _no_attributes,
+    optional: int = 0,
+    outputs: Mapping[str, ir.DataType] = MappingProxyType({"y": ir.DataType.FLOAT}),
 ) -> Row:
     """A row that is one node.
 
-    The cast says what type comes out, which ONNX Runtime, while it looks at functions, knows of no custom op; it is
+    The casts say what types come out, which ONNX Runtime, while it looks at functions, knows of no custom op; they are
     gone when the session runs.
 
     Args:
@@ -33,15 +41,18 @@ def native(
         inputs: Of the kernel, in its order.
         attributes: Of the node.
         optional: How many of the last inputs come with zero points only.
+        outputs: Types by name, in order.
     """
 
     def function(dims: Dims, given: Attributes) -> str:
         formals = ", ".join(inputs if "Z" in dims or not optional else inputs[:-optional])
         text = ", ".join(f"{name} = {_literal(value)}" for name, value in attributes(dims, given).items())
+        results = ", ".join(f"{name}_made" for name in outputs)
+        casts = "".join(f"""
+    {name} = Cast <to = {dtype.value}> ({name}_made)""" for name, dtype in outputs.items())  # fmt: skip
         return f"""
-{kernel} ({formals}) => (y) {{
-    result = {DOMAIN}.{kernel} {f"<{text}> " if text else ""}({formals})
-    y = Cast <to = 1> (result)
+{kernel} ({formals}) => ({", ".join(outputs)}) {{
+    {results} = {DOMAIN}.{kernel} {f"<{text}> " if text else ""}({formals}){casts}
 }}
 """
 
@@ -60,6 +71,10 @@ def _experts_int(dims: Dims, given: Attributes) -> Mapping[str, int | str | floa
     return {"K": dims["D"], "I": dims["I"], **given}
 
 
+def _as_given(dims: Dims, given: Attributes) -> Mapping[str, int | str | float]:
+    return given
+
+
 _LINEAR = ("x", "weight")
 
 _ROWS: Mapping[str, Row] = {
@@ -73,6 +88,13 @@ _ROWS: Mapping[str, Row] = {
         ("x", "ids", "weights", "gate_up", "gate_up_scale", "down", "down_scale", "gate_up_zero", "down_zero"),
         _experts_int,
         optional=2,
+    ),
+    "MoERoute": native(
+        "MoERoute",
+        generic_row("MoERoute"),
+        ("logits", "bias"),
+        _as_given,
+        outputs={"ids": ir.DataType.INT64, "weights": ir.DataType.FLOAT},
     ),
 }
 _HALF_ROWS: Mapping[str, Row] = {
