@@ -23,7 +23,10 @@ from dsv3export.runtime.kernel_choice import CpuKernels, choose_kernels
 from dsv3export.runtime.onnx_ops import ops_of_functions
 from tests.support.command_line import assert_refused, run_here
 
-ALL = ("Linear", "LinearInt", "LinearFp8Block", "MlaAttention", "MoEExperts", "MoEExpertsInt", "MoEExpertsFp8Block")
+ALL = (
+    "Linear", "LinearInt", "LinearFp8Block", "MlaAttention", "MoERoute", "MoEExperts", "MoEExpertsInt",
+    "MoEExpertsFp8Block",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def old_engine(engine_of: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def library(monkeypatch: pytest.MonkeyPatch, *ops: str) -> None:
-    description = Description(Path("library.so"), "avx2", "avx512", "g++", ops) if ops else None
+    description = Description(Path("library.so"), "avx2", "avx512", "g++", ops, weight_bytes=0) if ops else None
     monkeypatch.setattr(cpu_kernels, "describe", lambda: description)
 
 
