@@ -31,7 +31,7 @@ SUFFIX = ".ort.so"
 
 # Rounding is part of a kernel's contract: no product is fused that the source does not fuse, and no sum reordered.
 COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffp-contract=off"]
-WARNINGS = ["-Wall", "-Wextra"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option"]
 LINK = ["-shared", "-pthread", "-Wl,--exclude-libs,ALL"]
 # So that the library does not care which C++ runtime a process has loaded; not every compiler comes with these.
 STATIC_RUNTIME = ["-static-libgcc", "-static-libstdc++"]
