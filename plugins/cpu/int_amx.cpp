@@ -1,9 +1,9 @@
 // Integer products of many rows by AMX.
 //
 // A panel's weights are made signed numbers first, in a buffer that stays in the caches for all rows; 4 bits lose their
-// zero point there. Rows are arranged tile by tile: a tile whose 16 rows lie apart is slow to load from the second-level
-// cache. A tile of sums, up to 16 rows x 16 columns, goes through memory into vector registers, where scales are applied,
-// while the next ones are computed: those of two groups, or four parts of a long one.
+// zero point there. Rows are arranged tile by tile: a tile whose 16 rows lie apart is slow to load from the
+// second-level cache. A tile of sums, up to 16 rows x 16 columns, goes through memory into vector registers, where
+// scales are applied, while the next ones are computed: those of two groups, or four parts of a long one.
 #include <immintrin.h>
 
 #include <cstring>
@@ -18,6 +18,10 @@ constexpr size_t kTileRows = 16;
 constexpr size_t kFewRows = 8;
 
 
+// Signed panels at once where rows are many, so that rows of y are written piece by piece. Where they are few, reading
+// of weights and computing alternate with each panel.
+constexpr size_t kBytesOfStrip = 128 << 10;
+constexpr size_t kManyBlocks = 8;
 constexpr size_t kGroupsAtOnce = 2;
 constexpr size_t kParts = 4;
 constexpr size_t kSumsOfTile = kTileRows * kPanel;
@@ -199,10 +203,14 @@ DSV3_ALWAYS_INLINE void add_group(const Job& job, size_t g, const int32_t* sums,
     __m512i exact = _mm512_load_si512(sums + m * kPanel);
     if constexpr (Long) {
 #pragma GCC unroll 3
-      for (size_t i = 1; i < kParts; ++i) exact = _mm512_add_epi32(exact, _mm512_load_si512(sums + i * kSumsOfTile + m * kPanel));
+      for (size_t i = 1; i < kParts; ++i) {
+        exact = _mm512_add_epi32(exact, _mm512_load_si512(sums + i * kSumsOfTile + m * kPanel));
+      }
     }
     const size_t at = g * kTileRows + m;
-    if constexpr (Zeros) exact = _mm512_sub_epi32(exact, _mm512_mullo_epi32(zero, _mm512_set1_epi32(job.block.sum[at])));
+    if constexpr (Zeros) {
+      exact = _mm512_sub_epi32(exact, _mm512_mullo_epi32(zero, _mm512_set1_epi32(job.block.sum[at])));
+    }
     const __m512 both = _mm512_mul_ps(_mm512_set1_ps(job.block.scale[at]), column);
     total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), both, total[m]);
   }
@@ -214,6 +222,9 @@ void multiply(const Job& job, Ahead& ahead) {
   __m512 total[Rows];
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) total[m] = _mm512_setzero_ps();
+  // What is written is not in the caches; it comes while sums are computed.
+#pragma GCC unroll 16
+  for (int m = 0; m < Rows; ++m) __builtin_prefetch(job.y + m * job.ldy, 1);
   constexpr size_t kStep = Long ? 1 : kGroupsAtOnce;
   fill(job, 0, sums[0]);
   for (size_t g = 0, turn = 0; g < job.groups; g += kStep, turn ^= 1) {
@@ -256,8 +267,12 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
   job.tile_bytes = height * job.chunk;
   job.ldy = ldy;
   const size_t block_bytes = job.groups * job.depth * height, block_groups = job.groups * kTileRows;
+  const size_t panel_bytes = job.groups * job.depth * kPanel;
+  const bool many = blocks >= kManyBlocks && panel_bytes < kBytesOfStrip;
+  const size_t at_once = many ? kBytesOfStrip / panel_bytes : 1;
+  const size_t strip = count < at_once ? count : at_once;
   Scratch scratch;
-  int8_t* weights = scratch.take<int8_t>(job.groups * job.depth * kPanel);
+  int8_t* weights = scratch.take<int8_t>(strip * panel_bytes);
   const Block all = {scratch.take<int8_t>(blocks * block_bytes), scratch.take<float>(blocks * block_groups),
                      scratch.take<int32_t>(blocks * block_groups)};
   const auto block_at = [&](size_t i) {
@@ -265,25 +280,30 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
   };
   const auto first_row = [&](size_t i) { return i + 1 < blocks ? i * height : rows.rows - height; };
   for (size_t i = 0; i < blocks; ++i) arrange(rows, first_row(i), height, job, block_at(i));
-  job.weights = weights;
   const Multiply multiply = by_rows(height, matrix.bits == 8 && matrix.zero_points, job.long_groups);
-  const size_t steps = blocks * (job.long_groups ? job.groups : (job.groups + kGroupsAtOnce - 1) / kGroupsAtOnce);
+  const size_t steps = job.long_groups ? job.groups : (job.groups + kGroupsAtOnce - 1) / kGroupsAtOnce;
   configure(height, job.chunk);
-  for (size_t p = first; p < first + count; ++p) {
-    make_signed(matrix, p, weights);
+  const size_t end = first + count;
+  for (size_t begin = first; begin < end; begin += strip) {
+    const size_t panels = end - begin < strip ? end - begin : strip;
+    for (size_t i = 0; i < panels; ++i) make_signed(matrix, begin + i, weights + i * panel_bytes);
     // The compiler does not know that tiles read memory.
     __asm__ volatile("" ::: "memory");
-    const size_t columns = matrix.N - p * kPanel;
-    job.scales = matrix.panel(p);
-    job.zeros = matrix.panel_zeros(p);
-    job.columns = columns < kPanel ? static_cast<__mmask16>((1u << columns) - 1) : static_cast<__mmask16>(0xffff);
-    const uint8_t* next = matrix.panel(p + 1);
-    const size_t bytes = p + 1 < first + count ? matrix.panel_bytes() : 0;
-    Ahead ahead{next, next + bytes, (bytes / 64 + steps - 1) / steps};
-    for (size_t i = 0; i < blocks; ++i) {
-      job.block = block_at(i);
-      job.y = y + (p - first) * kPanel + first_row(i) * ldy;
-      multiply(job, ahead);
+    const size_t left = end - begin - panels, next = left < strip ? left : strip;
+    const size_t lines = next * matrix.panel_bytes() / 64, all_steps = panels * blocks * steps;
+    const uint8_t* coming = matrix.panel(begin + panels);
+    Ahead ahead{coming, coming + lines * 64, (lines + all_steps - 1) / all_steps};
+    for (size_t block = 0; block < blocks; ++block) {
+      job.block = block_at(block);
+      for (size_t i = 0; i < panels; ++i) {
+        const size_t p = begin + i, columns = matrix.N - p * kPanel;
+        job.weights = weights + i * panel_bytes;
+        job.scales = matrix.panel(p);
+        job.zeros = matrix.panel_zeros(p);
+        job.columns = static_cast<__mmask16>(columns < kPanel ? (1u << columns) - 1 : 0xffffu);
+        job.y = y + (p - first) * kPanel + first_row(block) * ldy;
+        multiply(job, ahead);
+      }
     }
   }
   _tile_release();

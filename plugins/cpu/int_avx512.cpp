@@ -156,7 +156,7 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
     const size_t columns = matrix.N - p * kPanel;
     job.at = matrix.panel(p);
     job.zeros = matrix.panel_zeros(p);
-    job.columns = columns < kPanel ? static_cast<__mmask16>((1u << columns) - 1) : static_cast<__mmask16>(0xffff);
+    job.columns = static_cast<__mmask16>(columns < kPanel ? (1u << columns) - 1 : 0xffffu);
     for (size_t m = 0; m < rows.rows; m += kMostRows) {
       const size_t part = rows.rows - m < kMostRows ? rows.rows - m : kMostRows;
       job.cold = m == 0;

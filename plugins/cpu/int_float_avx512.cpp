@@ -89,7 +89,7 @@ void multiply(const Job& job) {
     }
   }
   const size_t columns = matrix.N - job.panel * kPanel;
-  const __mmask16 mask = columns < kPanel ? static_cast<__mmask16>((1u << columns) - 1) : static_cast<__mmask16>(0xffff);
+  const auto mask = static_cast<__mmask16>(columns < kPanel ? (1u << columns) - 1 : 0xffffu);
   for (int m = 0; m < Rows; ++m) _mm512_mask_storeu_ps(job.y + m * job.ldy, mask, total[m]);
 }
 

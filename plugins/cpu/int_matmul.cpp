@@ -29,7 +29,8 @@ void in_tasks(const Parallel& parallel, const IntMatrix& matrix, size_t rows, si
   const size_t panels = matrix.panels();
   // Sixteen rows take some times longer than reading the weights does.
   const size_t work = matrix.bytes() * std::max<size_t>(1, rows / 16);
-  const size_t wanted = parallel.threads == 1 ? 1 : std::min(work / kBytesOfTask, parallel.threads * (rows > 16 ? 4 : 2));
+  const size_t most = parallel.threads == 1 ? 1 : parallel.threads * (rows > 16 ? 4 : 2);
+  const size_t wanted = std::min(work / kBytesOfTask, most);
   // A multiple of 16 rows: tiles are full.
   const size_t at_once = std::max<size_t>(1, kBytesOfRows / row_bytes / 16) * 16;
   const size_t row_parts = ceil_div(rows, at_once);

@@ -47,7 +47,8 @@ void pack_rows(const IntShape& shape, const RowSource& source, size_t first, siz
       for (size_t i = 0; i < kPanel; ++i) {
         const size_t n = panel * kPanel + i;
         const bool inside = n < shape.N;
-        const unsigned zero = inside && source.zero ? number(source.zero + n * source.zero_stride, shape.bits, g) : middle;
+        const uint8_t* zero_row = inside && source.zero ? source.zero + n * source.zero_stride : nullptr;
+        const unsigned zero = zero_row ? number(zero_row, shape.bits, g) : middle;
         if (inside) scales[i] = source.scale[n * source.scale_stride + g];
         if (zeros) zeros[g * kPanel + i] = static_cast<uint8_t>(zero);
         const uint8_t* weight = inside ? source.weight + n * source.weight_stride + g * group_bytes : nullptr;

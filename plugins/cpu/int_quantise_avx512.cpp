@@ -21,8 +21,8 @@ bool ordinary(float scale) {
   return scale > 0x1p-60f && scale < 0x1p60f && (bits_of(scale) & 0x7fffff) != 0x7fffff;
 }
 
-// x / scale, rounded as a division rounds it, from the rounded reciprocal: a first step makes the quotient faithful, the
-// second correct (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990).
+// x / scale, rounded as a division rounds it, from the rounded reciprocal: a first step makes the quotient faithful,
+// the second correct (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990).
 DSV3_ALWAYS_INLINE __m512 divided(__m512 x, __m512 scale, __m512 reciprocal) {
   __m512 quotient = _mm512_mul_ps(x, reciprocal);
   quotient = _mm512_fmadd_ps(_mm512_fnmadd_ps(quotient, scale, x), reciprocal, quotient);

@@ -18,8 +18,8 @@ IntShape shape_of(const NodeInfo& node) {
   const int64_t bits = node.integer("bits"), group = node.integer("group"), columns = node.integer("N");
   const int64_t depth = node.integer("K");
   require(bits == 8 || bits == 4, "bits: expected 8 or 4, got ", bits);
-  require(group > 0 && columns > 0 && depth > 0, "group, N and K: expected positive numbers, got ", group, ", ", columns,
-          " and ", depth);
+  require(group > 0 && columns > 0 && depth > 0, "group, N and K: expected positive numbers, got ", group, ", ",
+          columns, " and ", depth);
   require(bits == 8 || group % 2 == 0, "group: expected an even number for 4 bits, got ", group);
   return {static_cast<int>(bits), static_cast<size_t>(group), static_cast<size_t>(columns), static_cast<size_t>(depth),
           node.constant(3).has_value()};
@@ -31,7 +31,8 @@ RowSource source_of(const NodeInfo& node, const IntShape& shape) {
   const auto group_bytes = static_cast<int64_t>(shape.group) * shape.bits / 8;
   require_shape(blocks, "blocks", {columns, groups, group_bytes});
   require_shape(scale, "scale", {columns, groups});
-  RowSource source{blocks.u8(), shape.groups() * static_cast<size_t>(group_bytes), scale.f32(), shape.groups(), nullptr, 0};
+  const size_t row_bytes = shape.groups() * static_cast<size_t>(group_bytes);
+  RowSource source{blocks.u8(), row_bytes, scale.f32(), shape.groups(), nullptr, 0};
   if (shape.zero_points) {
     const Tensor zero = node.weight(3, "zero_point");
     source.zero_stride = (shape.groups() * static_cast<size_t>(shape.bits) + 7) / 8;
@@ -74,7 +75,8 @@ struct LinearInt {
     const std::string layout = "int panels of rows, bits " + std::to_string(shape.bits) + ", group " +
                                std::to_string(shape.group) + ", " + std::to_string(shape.N) + " x " +
                                std::to_string(shape.K) + (shape.zero_points ? ", zero points" : "");
-    weight_ = shared_weights<PackedMatrix>(source.weight, layout, [&] { return packed(shape, source, node.threads()); });
+    weight_ = shared_weights<PackedMatrix>(source.weight, layout,
+                                           [&] { return packed(shape, source, node.threads()); });
   }
 
   void compute(Call& call) const {
