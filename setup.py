@@ -36,6 +36,7 @@ LINK = ["-shared", "-pthread", "-Wl,--exclude-libs,ALL"]
 # So that the library does not care which C++ runtime a process has loaded; not every compiler comes with these.
 STATIC_RUNTIME = ["-static-libgcc", "-static-libstdc++"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+SANITIZERS += ["-DDSV3_SANITIZED"]  # our own allocators hand out blocks of the heap
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # The last two: GCC 12 takes the undefined operands inside its own intrinsics for ours.

@@ -22,6 +22,6 @@ def probe(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [root / "plugins" / "cpu" / f"{name}.cpp" for name in BASE]
     flags = ["-std=c++17", "-Og", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-I", root / "plugins" / "cpu"]
     if os.environ.get("SANITIZE"):
-        flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
+        flags += ["-DDSV3_SANITIZED", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
     subprocess.run([compiler, *flags, Path(__file__).parent / "probe" / "probe.cpp", *sources, "-o", out], check=True)
     return out
