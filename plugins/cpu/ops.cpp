@@ -6,6 +6,7 @@ std::vector<const abi::CustomOp*> all_ops() {
   return {
       linear_op(),
       linear_int_op(),
+      mla_attention_op(),
       moe_experts_int_op(),
       moe_route_op(),
   };

@@ -9,6 +9,7 @@ namespace dsv3 {
 
 const abi::CustomOp* linear_op();
 const abi::CustomOp* linear_int_op();
+const abi::CustomOp* mla_attention_op();
 const abi::CustomOp* moe_experts_int_op();
 const abi::CustomOp* moe_route_op();
 

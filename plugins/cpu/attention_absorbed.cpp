@@ -1,0 +1,110 @@
+#include "attention.h"
+#include "query_group.h"
+
+namespace dsv3 {
+namespace {
+
+// Keys that a task goes through; what tasks found is put together in order. A multiple of kKeys, whatever the threads.
+constexpr size_t kKeysOfPart = 256;
+
+struct Sizes {
+  size_t heads, width, latent;
+};
+
+// What the queries of one group found in each part of their keys.
+struct Parts {
+  size_t slot, first;  // the sequence; the group's first query, of its S * H
+  size_t count, parts;
+  float* found;        // [parts][(2 + Dc) * 16]: largest, sum, mixed
+};
+
+size_t found_numbers(size_t latent) { return (2 + latent) * kQueries; }
+
+// One group over one part of its keys.
+void attend_part(const AttentionKernels& kernels, const Sizes& sizes, const Step& step, const float* queries,
+                 const Parts& group, size_t part) {
+  Scratch scratch;
+  QueryGroup mine = new_group(sizes.width, sizes.latent, step.scale, group.count, scratch);
+  const float* rows = queries + group.first * sizes.width;
+  put_queries(mine, 0, rows, sizes.width, sizes.width);
+  const auto start = static_cast<size_t>(step.start[group.slot]);
+  put_seen(mine, [&](size_t query) { return start + (group.first + query) / sizes.heads + 1; });
+  float* space = step.cache.element == Element::f32 ? nullptr : scratch.take<float>(kKeys * sizes.width);
+  const size_t end = std::min((part + 1) * kKeysOfPart, mine.last());
+  for (size_t begin = part * kKeysOfPart; begin < end; begin += kKeys) {
+    const size_t count = std::min(kKeys, end - begin);
+    const float* latents = latent_rows(step.cache, group.slot, begin, count, space);
+    attend(kernels, mine, begin, {latents, sizes.width, latents, sizes.width, count, nullptr});
+  }
+  float* found = group.found + part * found_numbers(sizes.latent);
+  std::memcpy(found, mine.queries.largest, found_numbers(sizes.latent) * sizeof(float));
+}
+
+// mixed[query][Dc] of a group from its parts, in their order.
+void combine(const AttentionKernels& kernels, const Sizes& sizes, const Parts& group, float* mixed) {
+  const size_t numbers = found_numbers(sizes.latent);
+  for (size_t query = 0; query < group.count; ++query) {
+    float largest = group.found[query];
+    for (size_t part = 1; part < group.parts; ++part) {
+      largest = std::max(largest, group.found[part * numbers + query]);
+    }
+    float* row = mixed + (group.first + query) * sizes.latent;
+    std::fill_n(row, sizes.latent, 0.0f);
+    float sum = 0.0f;
+    for (size_t part = 0; part < group.parts; ++part) {
+      const float* found = group.found + part * numbers + query;
+      const float share = kernels.exp(found[0] - largest);
+      sum += share * found[kQueries];
+      for (size_t k = 0; k < sizes.latent; ++k) row[k] += share * found[(2 + k) * kQueries];
+    }
+    for (size_t k = 0; k < sizes.latent; ++k) row[k] /= sum;
+  }
+}
+
+}  // namespace
+
+void attend_absorbed(const Parallel& parallel, const UpProjections& up, const HeadSizes& heads, const Step& step,
+                     size_t first, size_t slots) {
+  const AttentionKernels& kernels = attention_kernels();
+  const Sizes sizes{heads.heads, heads.latent + heads.rope, heads.latent};
+  const size_t H = heads.heads, rows = slots * step.tokens, of_slot = step.tokens * H, token = first * step.tokens;
+  Scratch scratch;
+  float* queries = scratch.take<float>(rows * H * sizes.width);
+  float* mixed = scratch.take<float>(rows * H * sizes.latent);
+  parallel.run(H, [&](size_t head) {
+    float* mine = queries + head * sizes.width;
+    up.absorb(head, step.q_nope + (token * H + head) * heads.nope, H * heads.nope, rows, mine, H * sizes.width);
+    for (size_t row = 0; row < rows; ++row) {
+      const float* pe = step.q_pe + ((token + row) * H + head) * heads.rope;
+      std::memcpy(mine + row * H * sizes.width + sizes.latent, pe, heads.rope * sizeof(float));
+    }
+  });
+
+  const size_t groups_of_slot = (of_slot + kQueries - 1) / kQueries, groups = slots * groups_of_slot;
+  Parts* all = scratch.take<Parts>(groups);
+  size_t* ends = scratch.take<size_t>(groups);  // tasks of this group and those before it
+  size_t tasks = 0;
+  for (size_t index = 0; index < groups; ++index) {
+    const size_t slot = first + index / groups_of_slot, begin = index % groups_of_slot * kQueries;
+    const size_t count = std::min(kQueries, of_slot - begin);
+    const size_t seen = static_cast<size_t>(step.start[slot]) + (begin + count - 1) / H + 1;
+    const size_t parts = (seen + kKeysOfPart - 1) / kKeysOfPart;
+    all[index] = {slot, begin, count, parts, scratch.take<float>(parts * found_numbers(sizes.latent))};
+    ends[index] = tasks += parts;
+  }
+  parallel.run(tasks, [&](size_t task) {
+    const auto index = static_cast<size_t>(std::upper_bound(ends, ends + groups, task) - ends);
+    const Parts& group = all[index];
+    attend_part(kernels, sizes, step, queries + (group.slot - first) * of_slot * sizes.width, group,
+                task - (ends[index] - group.parts));
+  });
+  parallel.run(groups, [&](size_t index) {
+    combine(kernels, sizes, all[index], mixed + (all[index].slot - first) * of_slot * sizes.latent);
+  });
+  parallel.run(H, [&](size_t head) {
+    float* out = step.out + (token * H + head) * heads.value;
+    up.expand(head, mixed + head * sizes.latent, H * sizes.latent, rows, out, H * heads.value);
+  });
+}
+
+}  // namespace dsv3

@@ -1,0 +1,15 @@
+#include "attention_kernels.h"
+
+#include "isa.h"
+
+namespace dsv3 {
+
+const AttentionKernels& attention_kernels() {
+#if defined(__x86_64__)
+  if (isa() >= Isa::avx512) return attention_avx512;
+  if (isa() == Isa::avx2) return attention_avx2;
+#endif
+  return attention_generic;
+}
+
+}  // namespace dsv3

@@ -1,0 +1,52 @@
+// The inner loops of attention in float32, for each instruction set; all give the same bits.
+#pragma once
+
+#include <cstddef>
+
+namespace dsv3 {
+
+// Queries that are computed together, one in each lane.
+constexpr size_t kQueries = 16;
+// Keys of a block. Blocks begin at multiples of it, so that a query's result depends on its position and cache alone.
+constexpr size_t kKeys = 64;
+
+// Sixteen queries, and what they have seen so far (online softmax: Milakov & Gimelshein 2018).
+struct Queries {
+  const float* q;       // [width][16]
+  size_t width;         // of queries and keys
+  float scale;          // of scores, not 0
+  float* largest;       // [16] the largest score
+  float* sum;           // [16] of exp(score - largest)
+  float* mixed;         // [columns][16] of exp(score - largest) * value
+  size_t columns;       // of values
+};
+
+// Rows of keys and values, `stride` numbers apart.
+struct KeyBlock {
+  const float* keys;
+  size_t key_stride;
+  const float* values;
+  size_t value_stride;
+  size_t count;               // at most kKeys
+  const size_t* visible;      // [16] how many of them each query sees, from the first on
+};
+
+struct AttentionKernels {
+  // Adds a block to what the queries have seen. A score is a chain of fmaf over the width in order, a mixed value one
+  // over the keys in order.
+  void (*attend)(const Queries& queries, const KeyBlock& block);
+
+  // y[m][n] = sum over k, in order, by fmaf, of x[m][k] * weight[k][n]; rows are ldx and ldy apart, weight's N.
+  void (*product)(const float* x, size_t ldx, size_t rows, const float* weight, size_t K, size_t N, float* y,
+                  size_t ldy);
+
+  // exp(x), as `attend` has it.
+  float (*exp)(float x);
+};
+
+extern const AttentionKernels attention_generic, attention_avx2, attention_avx512;
+
+// Of the instruction set that runs here (isa.h).
+const AttentionKernels& attention_kernels();
+
+}  // namespace dsv3

@@ -1,0 +1,70 @@
+// MlaAttention: multi-head latent attention over a cache of latents, which is read as it lies.
+#include "attention.h"
+#include "op.h"
+#include "ops.h"
+
+namespace dsv3 {
+namespace {
+
+// Before the weights.
+constexpr size_t kInputs = 4;
+
+HeadSizes sizes_of(const NodeInfo& node) {
+  const auto size = [&](const char* name) {
+    const int64_t value = node.integer(name);
+    require(value > 0, name, ": expected a positive number, got ", value);
+    return static_cast<size_t>(value);
+  };
+  return {size("H"), size("Dn"), size("Dr"), size("Dc"), size("Dv")};
+}
+
+struct MlaAttention {
+  static Schema schema() {
+    return {"MlaAttention",
+            {{Element::f32}, {Element::f32}, {Element::any}, {Element::i64}, {Element::any, Presence::variadic}},
+            {{Element::f32}}};
+  }
+
+  explicit MlaAttention(const NodeInfo& node)
+      : sizes_(sizes_of(node)), scale_(node.real("scale")), up_(up_projections(node, kInputs, sizes_)) {}
+
+  void compute(Call& call) const {
+    const Tensor q_nope = call.input(0), q_pe = call.input(1), cache = call.input(2), start = call.input(3);
+    const auto H = static_cast<int64_t>(sizes_.heads), width = static_cast<int64_t>(sizes_.latent + sizes_.rope);
+    require(q_nope.shape.rank == 4, "q_nope: expected [B, S, H, Dn], got ", q_nope.shape.text());
+    const int64_t batch = q_nope.shape[0], tokens = q_nope.shape[1];
+    require_shape(q_nope, "q_nope", {batch, tokens, H, static_cast<int64_t>(sizes_.nope)});
+    require_shape(q_pe, "q_pe", {batch, tokens, H, static_cast<int64_t>(sizes_.rope)});
+    require_shape(cache, "cache", {batch, -1, width});
+    require_shape(start, "start", {batch});
+    float* out = call.output_f32(0, {batch, tokens, H * static_cast<int64_t>(sizes_.value)});
+    if (batch == 0 || tokens == 0) return;
+    const Step step{q_nope.f32(), q_pe.f32(), cache, start.i64(), static_cast<size_t>(tokens), scale_, out};
+    for (int64_t slot = 0; slot < batch; ++slot) {
+      require(step.start[slot] >= 0 && step.start[slot] + tokens <= cache.shape[1], "start: expected at most ",
+              cache.shape[1] - tokens, " for ", tokens, " tokens in a cache of ", cache.shape[1], ", got ",
+              step.start[slot]);
+    }
+    const auto decompressed = [&](size_t slot) {
+      return decompressing_pays(sizes_, step.tokens, static_cast<size_t>(step.start[slot]) + step.tokens);
+    };
+    // neighbours of one form together: they share the reading of the weights
+    const auto slots = static_cast<size_t>(batch);
+    for (size_t first = 0, end = 0; first < slots; first = end) {
+      for (end = first + 1; end < slots && decompressed(end) == decompressed(first);) ++end;
+      (decompressed(first) ? attend_decompressed : attend_absorbed)(call.parallel(), *up_, sizes_, step, first,
+                                                                    end - first);
+    }
+  }
+
+ private:
+  HeadSizes sizes_;
+  float scale_;
+  std::unique_ptr<UpProjections> up_;
+};
+
+}  // namespace
+
+const abi::CustomOp* mla_attention_op() { return custom_op<MlaAttention>(); }
+
+}  // namespace dsv3

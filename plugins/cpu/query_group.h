@@ -1,0 +1,69 @@
+// Up to sixteen queries of one sequence, side by side, and what they have seen.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "attention_kernels.h"
+#include "scratch.h"
+#include "tensor.h"
+#include "widen.h"
+
+namespace dsv3 {
+
+struct QueryGroup {
+  Queries queries;
+  float* q;             // queries.q
+  size_t count;         // of the sixteen
+  size_t seen[kQueries];  // rows of the sequence that each may see; of those beyond `count` as the last
+
+  // The rows that some query sees.
+  size_t last() const { return seen[kQueries - 1]; }
+};
+
+// Nothing seen yet; q is zero. `columns` of values.
+inline QueryGroup new_group(size_t width, size_t columns, float scale, size_t count, Scratch& scratch) {
+  QueryGroup group{};
+  group.count = count;
+  group.q = scratch.take<float>(width * kQueries);
+  std::fill_n(group.q, width * kQueries, 0.0f);
+  float* numbers = scratch.take<float>((2 + columns) * kQueries);
+  group.queries = {group.q, width, scale, numbers, numbers + kQueries, numbers + 2 * kQueries, columns};
+  // finite, so that a part of the keys of which a query sees none counts e^(this - largest) = 0
+  std::fill_n(group.queries.largest, kQueries, -1e30f);
+  std::fill_n(numbers + kQueries, (1 + columns) * kQueries, 0.0f);
+  return group;
+}
+
+// Numbers [at, at + width) of the queries, from rows that are `stride` numbers apart.
+inline void put_queries(QueryGroup& group, size_t at, const float* rows, size_t stride, size_t width) {
+  for (size_t query = 0; query < group.count; ++query) {
+    for (size_t k = 0; k < width; ++k) group.q[(at + k) * kQueries + query] = rows[query * stride + k];
+  }
+}
+
+// Fills up what query i sees for those beyond `count`.
+template <typename Seen>
+void put_seen(QueryGroup& group, const Seen& seen) {
+  for (size_t query = 0; query < kQueries; ++query) group.seen[query] = seen(std::min(query, group.count - 1));
+}
+
+inline void attend(const AttentionKernels& kernels, const QueryGroup& group, size_t begin, KeyBlock block) {
+  size_t visible[kQueries];
+  for (size_t query = 0; query < kQueries; ++query) {
+    visible[query] = group.seen[query] < begin ? 0 : std::min(group.seen[query] - begin, block.count);
+  }
+  block.visible = visible;
+  kernels.attend(group.queries, block);
+}
+
+// Rows [begin, begin + count) of a sequence's latents in float32: as they lie, or widened into `space` [kKeys, width].
+inline const float* latent_rows(const Tensor& cache, size_t slot, size_t begin, size_t count, float* space) {
+  const auto width = static_cast<size_t>(cache.shape.last());
+  const size_t first = (slot * static_cast<size_t>(cache.shape[1]) + begin) * width;
+  if (cache.element == Element::f32) return cache.f32() + first;
+  widen_row(cache, first, count * width, space);
+  return space;
+}
+
+}  // namespace dsv3
