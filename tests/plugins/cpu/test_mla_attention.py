@@ -1,4 +1,4 @@
-"""dsv3.cpu::MlaAttention: the definition in float64; rows beyond a sequence never read; one result however it is run."""
+"""dsv3.cpu::MlaAttention: the definition in float64; rows beyond a sequence never read; one result for every run."""
 
 from __future__ import annotations
 

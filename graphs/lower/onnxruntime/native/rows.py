@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
+from dsv3export.graphs.lower.onnxruntime.mla_attention import head_groups
 from dsv3export.graphs.lower.onnxruntime.ops import HALF_ROWS, ROWS, Row, generic_row, row
 from dsv3export.plugins.registry import Attributes, Dims
 from dsv3export.runtime.cpu_kernels import DOMAIN
@@ -25,10 +26,11 @@ def _no_attributes(dims: Dims, attributes: Attributes) -> Mapping[str, int | str
 def native(
     kernel: str,
     portable: Row,
-    inputs: Sequence[str],
+    inputs: Sequence[str] | Callable[[Dims], Sequence[str]],
     attributes: AttributeText = _no_attributes,
     optional: int = 0,
     outputs: Mapping[str, ir.DataType] = MappingProxyType({"y": ir.DataType.FLOAT}),
+    float8: str | None = None,
 ) -> Row:
     """A row that is one node.
 
@@ -38,25 +40,35 @@ def native(
     Args:
         kernel: The name of the kernel's op.
         portable: The op's other row, whose weights it takes.
-        inputs: Of the kernel, in its order.
+        inputs: Of the kernel, in its order. They may depend on the op's dims.
         attributes: Of the node.
         optional: How many of the last inputs come with zero points only.
         outputs: Types by name, in order.
+        float8: The input that is float8. It goes by way of an Identity, which is gone when the session runs too: a
+            function's input that only custom ops use may have every type but that.
     """
 
+    def inputs_for(dims: Dims) -> tuple[str, ...]:
+        return tuple(inputs(dims) if callable(inputs) else inputs)
+
     def function(dims: Dims, given: Attributes) -> str:
-        formals = ", ".join(inputs if "Z" in dims or not optional else inputs[:-optional])
+        every = inputs_for(dims)
+        used = every if "Z" in dims or not optional else every[:-optional]
+        formals = ", ".join(used)
         text = ", ".join(f"{name} = {_literal(value)}" for name, value in attributes(dims, given).items())
         results = ", ".join(f"{name}_made" for name in outputs)
+        arguments = ", ".join(f"{name}_typed" if name == float8 else name for name in used)
+        typed = f"""
+    {float8}_typed = Identity ({float8})""" if float8 else ""  # fmt: skip
         casts = "".join(f"""
     {name} = Cast <to = {dtype.value}> ({name}_made)""" for name, dtype in outputs.items())  # fmt: skip
         return f"""
-{kernel} ({formals}) => ({", ".join(outputs)}) {{
-    {results} = {DOMAIN}.{kernel} {f"<{text}> " if text else ""}({formals}){casts}
+{kernel} ({formals}) => ({", ".join(outputs)}) {{{typed}
+    {results} = {DOMAIN}.{kernel} {f"<{text}> " if text else ""}({arguments}){casts}
 }}
 """
 
-    return Row(function, tuple(inputs), portable.packed)
+    return Row(function, inputs_for, portable.packed)
 
 
 def _literal(value: int | str | float) -> str:
@@ -75,6 +87,25 @@ def _as_given(dims: Dims, given: Attributes) -> Mapping[str, int | str | float]:
     return given
 
 
+def _attention(
+    weights: str, portable: Row, names: Sequence[str] | Callable[[Dims], Sequence[str]], float8: str | None = None
+) -> Row:
+    """A row of attention, over the cache as it is, whose `weights` are the inputs with these names."""
+
+    def inputs(dims: Dims) -> tuple[str, ...]:
+        return ("q_nope", "q_pe", "cache", "start", *(names(dims) if callable(names) else names))
+
+    def attributes(dims: Dims, given: Attributes) -> Mapping[str, int | str | float]:
+        return {**{size: dims[size] for size in ("H", "Dn", "Dr", "Dc", "Dv")}, **given, "weights": weights}
+
+    return native("MlaAttention", portable, inputs, attributes, outputs={"out": ir.DataType.FLOAT}, float8=float8)
+
+
+def _int_projections(dims: Dims) -> tuple[str, ...]:
+    groups = range(len(head_groups(dims)))
+    return tuple(f"{part}_{i}_{kind}" for part in ("w_uk", "w_uv") for i in groups for kind in ("q", "scale"))
+
+
 _LINEAR = ("x", "weight")
 
 _ROWS: Mapping[str, Row] = {
@@ -82,6 +113,9 @@ _ROWS: Mapping[str, Row] = {
     "LinearInt": native(
         "LinearInt", ROWS["LinearInt"], ("x", "blocks", "scale", "zero_point"), _linear_int, optional=1
     ),
+    "MlaAttention": _attention("float", ROWS["MlaAttention"], ("w_uk", "w_uv")),
+    "MlaAttentionInt": _attention("int", ROWS["MlaAttentionInt"], _int_projections),
+    "MlaAttentionFp8Block": _attention("fp8", ROWS["MlaAttentionFp8Block"], ("kv_b", "kv_b_scale"), "kv_b"),
     "MoEExpertsInt": native(
         "MoEExpertsInt",
         ROWS["MoEExpertsInt"],
@@ -99,6 +133,7 @@ _ROWS: Mapping[str, Row] = {
 }
 _HALF_ROWS: Mapping[str, Row] = {
     "Linear": native("Linear", HALF_ROWS["Linear"], _LINEAR),
+    "MlaAttention": _attention("half", HALF_ROWS["MlaAttention"], ("kv_b",)),
 }
 
 
