@@ -25,6 +25,7 @@ struct Job {
   const int8_t* q;
   size_t stride;
   const float* scale;
+  const int32_t* start;  // of the integer sums: what all weights without a zero point have too much; not with zeros
   const int32_t* sum;
   float* y;
   size_t ldy;
@@ -112,6 +113,7 @@ void multiply(const Job& job) {
     for (int m = 0; m < Rows; ++m) {
 #pragma GCC unroll 4
       for (int chain = 0; chain < kChains<Rows>; ++chain) sums.of[m][chain] = _mm512_setzero_si512();
+      if constexpr (!Zeros) sums.of[m][0] = _mm512_set1_epi32(job.start[m * job.groups + g]);
     }
     for (const int8_t* end = q + job.depth; q < end; q += 16) w = add_four_quads<Bits, Rows>(sums, w, q, job);
     __m512i zero = _mm512_setzero_si512();
@@ -120,9 +122,11 @@ void multiply(const Job& job) {
     }
 #pragma GCC unroll 8
     for (int m = 0; m < Rows; ++m) {
-      const __m512i sum = _mm512_set1_epi32(job.sum[m * job.groups + g]);
-      const __m512i too_much = Zeros ? _mm512_mullo_epi32(zero, sum) : _mm512_slli_epi32(sum, Bits - 1);
-      const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(total_of<Rows>(sums, m), too_much));
+      __m512i sum = total_of<Rows>(sums, m);
+      if constexpr (Zeros) {
+        sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, _mm512_set1_epi32(job.sum[m * job.groups + g])));
+      }
+      const __m512 exact = _mm512_cvtepi32_ps(sum);
       const __m512 both = _mm512_mul_ps(_mm512_set1_ps(job.scale[m * job.groups + g]), scale);
       total[m] = _mm512_fmadd_ps(exact, both, total[m]);
     }
@@ -152,6 +156,12 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
   job.groups = matrix.groups();
   job.stride = rows.stride;
   job.ldy = ldy;
+  Scratch scratch;
+  int32_t* start = nullptr;
+  if (!matrix.zero_points) {
+    start = scratch.take<int32_t>(rows.rows * job.groups);
+    for (size_t i = 0; i < rows.rows * job.groups; ++i) start[i] = -(rows.sum[i] * (1 << (matrix.bits - 1)));
+  }
   for (size_t p = first; p < first + count; ++p, y += kPanel) {
     const size_t columns = matrix.N - p * kPanel;
     job.at = matrix.panel(p);
@@ -163,6 +173,7 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
       job.q = rows.q + m * rows.stride;
       job.scale = rows.scale + m * job.groups;
       job.sum = rows.sum + m * job.groups;
+      job.start = start == nullptr ? nullptr : start + m * job.groups;
       job.y = y + m * ldy;
       multiply[part - 1](job);
     }
