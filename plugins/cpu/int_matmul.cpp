@@ -55,24 +55,6 @@ const IntKernels& int_kernels() {
   }
 }
 
-void RowBuffer::resize(const IntShape& shape, size_t rows) {
-  rows_ = rows;
-  groups_ = shape.groups();
-  stride_ = row_stride(shape);
-  if (bytes_.size() < rows * stride_ + 64) bytes_.resize(rows * stride_ + 64);
-  if (scale_.size() < rows * groups_) scale_.resize(rows * groups_), sum_.resize(rows * groups_);
-}
-
-void quantise_rows(const IntShape& shape, const float* x, size_t ldx, size_t rows, RowBuffer& buffer) {
-  const IntKernels& kernels = int_kernels();
-  buffer.resize(shape, rows);
-  const size_t groups = shape.groups(), stride = row_stride(shape);
-  for (size_t m = 0; m < rows; ++m) {
-    kernels.quantise_row(shape, x + m * ldx, buffer.q() + m * stride, buffer.scale() + m * groups,
-                         buffer.sum() + m * groups);
-  }
-}
-
 QuantisedRows quantise_rows(const Parallel& parallel, const IntKernels& kernels, const IntShape& shape, const float* x,
                             size_t ldx, size_t rows, Scratch& scratch) {
   const size_t groups = shape.groups(), stride = row_stride(shape);

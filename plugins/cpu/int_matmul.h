@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "parallel.h"
 #include "scratch.h"
@@ -87,26 +86,6 @@ inline size_t row_stride(const IntShape& shape) {
   return (lines | 1) * 64;
 }
 
-// Memory for rounded rows; grows, is used again.
-class RowBuffer {
- public:
-  // For `rows` rows as `shape` wants them.
-  void resize(const IntShape& shape, size_t rows);
-  QuantisedRows view() const { return {rows_, groups_, stride_, aligned(), scale_.data(), sum_.data()}; }
-  int8_t* q() { return const_cast<int8_t*>(aligned()); }
-  float* scale() { return scale_.data(); }
-  int32_t* sum() { return sum_.data(); }
-
- private:
-  const int8_t* aligned() const {
-    return reinterpret_cast<const int8_t*>((reinterpret_cast<uintptr_t>(bytes_.data()) + 63) / 64 * 64);
-  }
-  size_t rows_ = 0, groups_ = 0, stride_ = 0;
-  std::vector<int8_t> bytes_;
-  std::vector<float> scale_;
-  std::vector<int32_t> sum_;
-};
-
 // Kernels of one instruction set. All give the same bits.
 struct IntKernels {
   // One row of K floats -> q[groups * depth], scale[groups], sum[groups]: scale = amax / 127, q = round half to even of
@@ -136,8 +115,5 @@ void int_matmul(const Parallel& parallel, const IntKernels& kernels, const IntMa
 // The same for rows in float32, ldx apart.
 void int_matmul_float(const Parallel& parallel, const IntKernels& kernels, const IntMatrix& matrix, const float* x,
                       size_t ldx, size_t rows, float* y, size_t ldy);
-
-// Rounds all rows of x[rows, K], ldx apart, by one thread.
-void quantise_rows(const IntShape& shape, const float* x, size_t ldx, size_t rows, RowBuffer& buffer);
 
 }  // namespace dsv3
