@@ -5,6 +5,7 @@ namespace dsv3 {
 std::vector<const abi::CustomOp*> all_ops() {
   return {
       linear_op(),
+      linear_fp8_block_op(),
       linear_int_op(),
       mla_attention_op(),
       moe_experts_fp8_block_op(),

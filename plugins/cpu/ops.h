@@ -8,6 +8,7 @@
 namespace dsv3 {
 
 const abi::CustomOp* linear_op();
+const abi::CustomOp* linear_fp8_block_op();
 const abi::CustomOp* linear_int_op();
 const abi::CustomOp* mla_attention_op();
 const abi::CustomOp* moe_experts_fp8_block_op();
