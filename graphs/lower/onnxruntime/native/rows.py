@@ -110,6 +110,9 @@ _LINEAR = ("x", "weight")
 
 _ROWS: Mapping[str, Row] = {
     "Linear": native("Linear", ROWS["Linear"], _LINEAR),
+    "LinearFp8Block": native(
+        "LinearFp8Block", generic_row("LinearFp8Block"), ("x", "weight", "scale"), _as_given, float8=("weight",)
+    ),
     "LinearInt": native(
         "LinearInt", ROWS["LinearInt"], ("x", "blocks", "scale", "zero_point"), _linear_int, optional=1
     ),
