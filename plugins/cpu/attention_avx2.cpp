@@ -2,6 +2,6 @@
 
 namespace dsv3 {
 
-const AttentionKernels attention_avx2 = {attend, product, exp_one};
+const AttentionKernels attention_avx2 = {attend, product, as_it_is, product, exp_one};
 
 }  // namespace dsv3

@@ -8,13 +8,13 @@ namespace {
 struct HeadBlock {
   const AttentionKernels& kernels;
   const HeadSizes& sizes;
-  const float *to_keys, *to_values;  // [Dc, Dn], [Dc, Dv]
+  const float *to_keys, *to_values;  // [Dc, Dn], [Dc, Dv], prepared
   float *keys, *values;
 
   KeyBlock make(const float* latents, size_t count) const {
     const size_t width = sizes.latent + sizes.rope, key_width = sizes.nope + sizes.rope;
-    kernels.product(latents, width, count, to_keys, sizes.latent, sizes.nope, keys, key_width);
-    kernels.product(latents, width, count, to_values, sizes.latent, sizes.value, values, sizes.value);
+    kernels.prepared_product(latents, width, count, to_keys, sizes.latent, sizes.nope, keys, key_width);
+    kernels.prepared_product(latents, width, count, to_values, sizes.latent, sizes.value, values, sizes.value);
     for (size_t key = 0; key < count; ++key) {
       std::memcpy(keys + key * key_width + sizes.nope, latents + key * width + sizes.latent, sizes.rope * sizeof(float));
     }
@@ -43,10 +43,13 @@ void attend_head(const UpProjections& up, const HeadSizes& sizes, const Step& st
   const AttentionKernels& kernels = attention_kernels();
   Scratch scratch;
   const size_t width = sizes.latent + sizes.rope, groups = (step.tokens + kQueries - 1) / kQueries;
+  const auto prepared = [&](const float* weight, size_t columns) {
+    return kernels.prepare(weight, sizes.latent, columns, scratch.take<float>(prepared_numbers(sizes.latent, columns)));
+  };
   const HeadBlock block{kernels,
                         sizes,
-                        up.keys(head, scratch),
-                        up.values(head, scratch),
+                        prepared(up.keys(head, scratch), sizes.nope),
+                        prepared(up.values(head, scratch), sizes.value),
                         scratch.take<float>(kKeys * (sizes.nope + sizes.rope)),
                         scratch.take<float>(kKeys * sizes.value)};
   QueryGroup* all = query_groups(sizes, step, slot, head, groups, scratch);

@@ -6,7 +6,8 @@ namespace dsv3 {
 
 const AttentionKernels& attention_kernels() {
 #if defined(__x86_64__)
-  if (isa() >= Isa::avx512) return attention_avx512;
+  if (isa() == Isa::amx) return attention_amx;
+  if (isa() == Isa::avx512) return attention_avx512;
   if (isa() == Isa::avx2) return attention_avx2;
 #endif
   return attention_generic;

@@ -1,4 +1,4 @@
-// The inner loops of attention in float32, for each instruction set; all give the same bits.
+// The inner loops of attention in float32, for each instruction set; all give the same bits, but for AMX's products.
 #pragma once
 
 #include <cstddef>
@@ -40,11 +40,21 @@ struct AttentionKernels {
   void (*product)(const float* x, size_t ldx, size_t rows, const float* weight, size_t K, size_t N, float* y,
                   size_t ldy);
 
+  // The same for many rows, with a weight that `prepare` made in `space` of prepared_numbers(K, N) floats, or left as it
+  // was. AMX cuts both factors into two bfloat16 numbers each, and adds their products but that of the smaller ones in
+  // float32: an error of 2^-16 of a product at most. There too a row's result does not depend on the other rows.
+  const float* (*prepare)(const float* weight, size_t K, size_t N, float* space);
+  void (*prepared_product)(const float* x, size_t ldx, size_t rows, const float* prepared, size_t K, size_t N, float* y,
+                           size_t ldy);
+
   // exp(x), as `attend` has it.
   float (*exp)(float x);
 };
 
-extern const AttentionKernels attention_generic, attention_avx2, attention_avx512;
+// Two halves of bfloat16, filled up to whole tiles of 32 x 16.
+inline size_t prepared_numbers(size_t K, size_t N) { return (K + 31) / 32 * 32 * ((N + 31) / 32 * 32); }
+
+extern const AttentionKernels attention_generic, attention_avx2, attention_avx512, attention_amx;
 
 // Of the instruction set that runs here (isa.h).
 const AttentionKernels& attention_kernels();

@@ -42,17 +42,14 @@ std::shared_ptr<const HeadMatrices> packed(const NodeInfo& node, size_t first, s
   return shared_weights<HeadMatrices>(node.weight(first, "weight").data, layout, make);
 }
 
-// weight[k][n] of a panel's quad as stored, unsigned around 128: inner numbers are [16 n][4 k].
+// Calls put(first n, columns, first k, quad, scale) for each quad of a panel: 64 bytes [16 n][4 k], unsigned around 128.
 template <typename Put>
-void each_number(const IntMatrix& matrix, const Put& put) {
+void each_quad(const IntMatrix& matrix, const Put& put) {
   for (size_t p = 0; p < matrix.panels(); ++p) {
     const float* scale = reinterpret_cast<const float*>(matrix.panel(p));
     const uint8_t* quads = matrix.panel(p) + kPanel * sizeof(float);
     const size_t columns = std::min(kPanel, matrix.N - p * kPanel);
-    for (size_t k = 0; k < matrix.K; ++k) {
-      const uint8_t* quad = quads + k / 4 * 64 + k % 4;
-      for (size_t n = 0; n < columns; ++n) put(k, p * kPanel + n, (quad[n * 4] - 128) * scale[n]);
-    }
+    for (size_t k = 0; k < matrix.K; k += 4) put(p * kPanel, columns, k, quads + k * kPanel, scale);
   }
 }
 
@@ -73,13 +70,28 @@ class IntUpProjections : public UpProjections {
   const float* keys(size_t head, Scratch& scratch) const override {
     const IntMatrix matrix = uk_->head(head);
     float* made = scratch.take<float>(matrix.N * matrix.K);
-    each_number(matrix, [&, K = matrix.K](size_t k, size_t n, float value) { made[n * K + k] = value; });
+    each_quad(matrix, [&, K = matrix.K](size_t n, size_t columns, size_t k, const uint8_t* quad, const float* scale) {
+      const size_t count = std::min<size_t>(4, K - k);
+      for (size_t column = 0; column < columns; ++column) {
+        float* row = made + (n + column) * K + k;
+        for (size_t i = 0; i < count; ++i) row[i] = static_cast<float>(quad[column * 4 + i] - 128) * scale[column];
+      }
+    });
     return made;
   }
   const float* values(size_t head, Scratch& scratch) const override {
     const IntMatrix matrix = uv_->head(head);
     float* made = scratch.take<float>(matrix.N * matrix.K);
-    each_number(matrix, [&, N = matrix.N](size_t k, size_t n, float value) { made[k * N + n] = value; });
+    each_quad(matrix, [&, N = matrix.N, K = matrix.K](size_t n, size_t columns, size_t k, const uint8_t* quad,
+                                                     const float* scale) {
+      const size_t count = std::min<size_t>(4, K - k);
+      for (size_t i = 0; i < count; ++i) {
+        float* row = made + (k + i) * N + n;
+        for (size_t column = 0; column < columns; ++column) {
+          row[column] = static_cast<float>(quad[column * 4 + i] - 128) * scale[column];
+        }
+      }
+    });
     return made;
   }
 

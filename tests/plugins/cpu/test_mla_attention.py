@@ -157,20 +157,21 @@ def test_ragged_steps_are_the_definition(tmp_path: Path, weights: str, cache: st
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_all_instruction_sets_give_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
-) -> None:
+def test_all_instruction_sets_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject) -> None:
     sizes = Sizes(*(data.draw(st.integers(1, most)) for most in (20, 40, 20, 70, 40)))
     start = data.draw(st.lists(st.integers(0, 150), min_size=1, max_size=3))
     weights, cache = data.draw(st.sampled_from(["int", "float", "half", "fp8"])), data.draw(st.sampled_from([*_CACHES]))
     case = random_case(sizes, weights, cache, start, data.draw(st.integers(1, 40)), data.draw(st.integers(0, 99)))
-    results = []
+    results = {}
     for isa in instruction_sets():
         monkeypatch.setenv("DSV3EXPORT_CPU_ISA", isa)
-        results.append(case.run(case.node(tmp_path)))
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])
-    assert np.isfinite(results[0]).all()
+        results[isa] = case.run(case.node(tmp_path))
+    assert np.isfinite(results["generic"]).all()
+    for isa, result in results.items():
+        if isa == "amx":  # keys and values are made of halves there
+            assert error(result, results["generic"]) < 2e-5
+        else:
+            np.testing.assert_array_equal(result, results["generic"])
 
 
 @pytest.mark.parametrize("weights", ["int", "float"])
