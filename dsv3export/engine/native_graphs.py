@@ -5,6 +5,7 @@ from __future__ import annotations
 from dsv3export.engine.manifest import Manifest
 
 _END = ".cpu"
+_MTP = "mtp"
 
 
 def native_name(graph: str) -> str:
@@ -15,3 +16,8 @@ def native_name(graph: str) -> str:
 def native_graphs(manifest: Manifest) -> list[str]:
     """Names of all of an engine; none where it was built for another provider, or by an old version."""
     return [name for name in manifest.graphs if name.endswith(_END)]
+
+
+def of_trunk(graph: str) -> bool:
+    """Whether a graph or a segment is one of the trunk: the MTP layer's are opened by the first draft."""
+    return not graph.startswith(_MTP)

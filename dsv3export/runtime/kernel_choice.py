@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from dsv3export.engine.native_graphs import native_graphs
+from dsv3export.engine.native_graphs import native_graphs, of_trunk
 from dsv3export.errors import BackendError, RequestError
 from dsv3export.runtime import cpu_kernels
 from dsv3export.runtime.onnx_ops import ops_of_functions
@@ -49,7 +49,8 @@ def _why_not_native(files: EngineFiles, provider: Provider) -> BackendError | No
     library = cpu_kernels.describe()
     if library is None:
         return BackendError("native CPU kernels", got="none: they were not compiled", fix=cpu_kernels.HOW_TO_GET)
-    wanted = {op for name in names for op in ops_of_functions(files.graph(name), cpu_kernels.DOMAIN)}
+    trunk = filter(of_trunk, names)  # whose layers have all ops that the MTP layer has
+    wanted = {op for name in trunk for op in ops_of_functions(files.graph(name), cpu_kernels.DOMAIN)}
     if missing := sorted(wanted - set(library.ops)):
         fix = "Install the dsv3export that built the engine, or leave --cpu-kernels to auto."
         return BackendError(what, expected=f"a kernel {missing[0]}", got=f"{', '.join(library.ops)}", fix=fix)
