@@ -16,6 +16,7 @@ from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
     cpu_kernels_option,
+    invariant_option,
     json_option,
     provider_option,
     quiet_option,
@@ -74,13 +75,14 @@ def numbers_from_0(text: str) -> tuple[int, ...]:
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
 @cpu_kernels_option
+@invariant_option
 @json_option("Print one line of JSON instead of tables.")
 @quiet_option
 @verbose_option
 def command(
     engine: Path, batch: tuple[int, ...], prompt_tokens: tuple[int, ...], new_tokens: int, repeats: int,
     speculate: tuple[int, ...], compare: Path | None, min_ratio: float | None, plot: Path | None, threads: int | None,
-    provider: Choice, cpu_kernels: KernelChoice, as_json: bool, quiet: bool,
+    provider: Choice, cpu_kernels: KernelChoice, invariant: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Measure how fast ENGINE is: prompt tokens and new tokens per second, of all sequences together.
 
@@ -99,7 +101,10 @@ def command(
         Case(size, length, new_tokens, drafts) for size in batch for length in prompt_tokens for drafts in speculate
     ]
     paths = [engine, *([compare] if compare else [])]
-    loaded = [load_engine(path, threads, provider, cpu_kernels=cpu_kernels, max_batch=max(batch)) for path in paths]
+    loaded = [
+        load_engine(path, threads, provider, cpu_kernels=cpu_kernels, invariant=invariant, max_batch=max(batch))
+        for path in paths
+    ]
     measured: list[list[Measured]] = [[] for _ in loaded]
     with progress_on_stderr(quiet or as_json) as progress:
         progress.start("measuring", len(cases) * len(loaded) * (repeats + 1), "rounds")

@@ -15,6 +15,7 @@ from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
     cpu_kernels_option,
+    invariant_option,
     json_option,
     provider_option,
     quiet_option,
@@ -57,6 +58,7 @@ EXAMPLES = (
 @click.option("--threads", type=int, metavar="N", help="CPU threads of an engine [default: the physical cores].")
 @provider_option
 @cpu_kernels_option
+@invariant_option
 @executor_kernels_option
 @quiet_option
 @json_option("Print one line of JSON.")
@@ -69,6 +71,7 @@ def command(
     threads: int | None,
     provider: Choice,
     cpu_kernels: KernelChoice,
+    invariant: bool,
     executor_kernels: str | None,
     quiet: bool,
     as_json: bool,
@@ -87,7 +90,7 @@ def command(
     from dsv3export.runtime.text_file import read_text
 
     content = read_text(text)
-    opened = open_model(engine, threads, provider, cpu_kernels, triton_kernels(executor_kernels, engine))
+    opened = open_model(engine, threads, provider, cpu_kernels, triton_kernels(executor_kernels, engine), invariant)
     ids = tokens_of(opened, content)
     facts: dict[str, Any] = {"engine": engine, "text": str(text), "chunk_tokens": chunk_tokens}
     if against is None:
@@ -123,6 +126,7 @@ def open_model(
     provider: Choice = "auto",
     cpu_kernels: KernelChoice = "auto",
     kernels: TritonKernels | None = None,
+    invariant: bool = False,
 ) -> OpenModel:
     """Loads an engine, or makes the executor of a checkpoint. Raises UserError."""
     from dsv3export.cli.subject import find_subject
@@ -130,7 +134,7 @@ def open_model(
 
     subject = find_subject(path)
     if subject.manifest is not None:
-        loaded = load_engine(path, threads, provider, cpu_kernels=cpu_kernels)
+        loaded = load_engine(path, threads, provider, cpu_kernels=cpu_kernels, invariant=invariant)
         return OpenModel(path, loaded, loaded.tokenizer, subject.manifest.layers)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")

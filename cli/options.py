@@ -76,6 +76,16 @@ def cpu_kernels_option(function: Function) -> Function:
     )(function)
 
 
+def invariant_option(function: Function) -> Function:
+    """`--invariant` of the commands that generate or measure."""
+    return click.option(
+        "--invariant",
+        is_flag=True,
+        help="The same bits however a prompt is cut and whatever runs beside it. Takes native kernels; long prompts "
+        "take longer.",
+    )(function)
+
+
 def speculate_option(function: Function) -> Function:
     """`--speculate` of the commands that generate."""
     return click.option(

@@ -16,6 +16,7 @@ from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
     cpu_kernels_option,
+    invariant_option,
     json_option,
     prefix_cache_option,
     provider_option,
@@ -81,6 +82,7 @@ EXAMPLES = (
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
 @cpu_kernels_option
+@invariant_option
 @speculate_option
 @prefix_cache_option
 @ranks_options
@@ -90,8 +92,8 @@ EXAMPLES = (
 def command(
     engine: Path, prompt: str | None, prompt_ids: str | None, interactive: bool, system: str | None,
     input_file: Path | None, output: Path | None, batch: int, threads: int | None, provider: Choice,
-    cpu_kernels: KernelChoice, speculate: int, prefix_cache: int | None, nproc: int | None, fault_timeout: float,
-    stats: bool, as_json: bool, **how: Any,
+    cpu_kernels: KernelChoice, invariant: bool, speculate: int, prefix_cache: int | None, nproc: int | None,
+    fault_timeout: float, stats: bool, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Generate text with ENGINE, the directory that `build` wrote: for a prompt, in a conversation, for a file.
 
@@ -113,6 +115,7 @@ def command(
         threads,
         provider,
         cpu_kernels=cpu_kernels,
+        invariant=invariant,
         max_batch=batch,
         speculate=speculate,
         prefix_cache=kept,

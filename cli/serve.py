@@ -18,6 +18,7 @@ from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
     cpu_kernels_option,
+    invariant_option,
     prefix_cache_option,
     provider_option,
     quiet_option,
@@ -63,6 +64,7 @@ DEFAULT_CONTEXT = 8192
 @click.option("--threads", type=int, metavar="N", help="CPU threads [default: the physical cores].")
 @provider_option
 @cpu_kernels_option
+@invariant_option
 @speculate_option
 @ranks_options
 @quiet_option
@@ -70,7 +72,8 @@ DEFAULT_CONTEXT = 8192
 def command(
     engine: Path, host: str, port: int, slots: int, max_waiting: int, context: int | None, prefix_cache: int | None,
     api_key: str | None, model_name: str | None, timeout: float, drain: int, max_body: int, threads: int | None,
-    provider: Choice, cpu_kernels: KernelChoice, speculate: int, nproc: int | None, fault_timeout: float, quiet: bool,
+    provider: Choice, cpu_kernels: KernelChoice, invariant: bool, speculate: int, nproc: int | None,
+    fault_timeout: float, quiet: bool,
 ) -> None:  # fmt: skip
     """Serve ENGINE over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -90,6 +93,7 @@ def command(
             provider,
             quiet,
             cpu_kernels=cpu_kernels,
+            invariant=invariant,
             max_batch=slots,
             capacity=context or DEFAULT_CONTEXT,
             prefix_cache=prefix_cache,

@@ -22,6 +22,7 @@ DOMAIN_VERSION = 1
 HOW_TO_GET = "Install a C++ compiler (g++ or clang++), then install dsv3export again from source."
 # Read by each kernel when it is created.
 _THREADS_ENTRY = "dsv3.cpu.threads"
+_INVARIANT_ENTRY = "dsv3.cpu.invariant"
 _FILE = Path(__file__).with_name("_cpu_kernels.ort.so")
 _DESCRIPTION_BYTES = 4096
 
@@ -73,11 +74,13 @@ def describe() -> Description | None:
     return Description(path=path, **{**data, "ops": tuple(data["ops"])})
 
 
-def register(options: ort.SessionOptions, threads: int) -> None:
+def register(options: ort.SessionOptions, threads: int, invariant: bool = False) -> None:
     """Make the ops known to the session that `options` will make.
 
     Args:
         threads: The session's compute threads; kernels size their tasks by it.
+        invariant: Attention has one form, whatever it costs, so that a token's results do not depend on how many tokens
+            its step has.
 
     Raises:
         BackendError: There is no library, it does not load, or DSV3EXPORT_CPU_ISA names no instruction set.
@@ -86,4 +89,5 @@ def register(options: ort.SessionOptions, threads: int) -> None:
     if description is None:
         raise BackendError("native CPU kernels", got="none: they were not compiled", fix=HOW_TO_GET)
     options.add_session_config_entry(_THREADS_ENTRY, str(threads))
+    options.add_session_config_entry(_INVARIANT_ENTRY, str(int(invariant)))
     options.register_custom_ops_library(str(description.path))

@@ -104,6 +104,7 @@ class Engine:
         *,
         provider: Choice = "auto",
         cpu_kernels: KernelChoice = "auto",
+        invariant: bool = False,
         verify: Literal["auto", "full"] = "auto",
         max_batch: int = 16,
         capacity: int | None = None,
@@ -122,6 +123,8 @@ class Engine:
                 them that this machine has. Where that is not the preferred one, a `UserWarning` says so.
             cpu_kernels: On the CPU: "native" kernels, which the installation must have compiled and the engine have
                 graphs for, "onnxruntime" for ONNX Runtime's own, or "auto" for native ones where they can be had.
+            invariant: A token's logits are the same bits however its prompt is cut, whatever is drafted, kept or
+                computed beside it, and on any number of threads. It takes native kernels; long prompts take longer.
             verify: "full" hashes every weights file, "auto" only those whose modification time has changed.
             max_batch, capacity, prefill_chunk, prefix_cache, speculate: See `Engine`.
             progress: Told of the bytes of weights that go to a GPU's memory.
@@ -132,14 +135,17 @@ class Engine:
             EngineError: The engine is missing, damaged, altered or of another format version.
             BackendError: Its backend is not installed or refuses it, or the provider or the kernels cannot be had;
                 another rank is gone.
-            RequestError: There is no provider, or are no kernels, of that name.
+            RequestError: There is no provider, or are no kernels, of that name; `invariant` where native kernels do not
+                compute all.
         """
         _require_positive(threads=threads)
         check_choice(provider)
         check_kernels(cpu_kernels)
         files = EngineFiles.open(Path(path), verify)
         if files.manifest.parallel is None:
-            session = _open_session(files, threads, provider, cpu_kernels, progress, drafts=speculate > 0)
+            session = _open_session(files, threads, provider, cpu_kernels, invariant, progress, drafts=speculate > 0)
+        elif invariant:
+            raise RequestError("invariant", expected="an engine for a single process", got="one for several ranks")
         else:
             session = _open_ranks(files, threads, cpu_kernels, verify, fault_timeout)
         return cls(files, session, max_batch, capacity, prefill_chunk, prefix_cache, speculate)
@@ -282,8 +288,8 @@ def _prompts(prompt: Prompt | Batch) -> tuple[bool, list[Prompt]]:
 
 
 def _open_session(
-    files: EngineFiles, threads: int | None, provider: Choice, kernels: KernelChoice, progress: Progress | None,
-    drafts: bool,
+    files: EngineFiles, threads: int | None, provider: Choice, kernels: KernelChoice, invariant: bool,
+    progress: Progress | None, drafts: bool,
 ) -> Session:  # fmt: skip
     """Raises BackendError for a backend, a provider or kernels that this runtime cannot run."""
     record = files.manifest.backend
@@ -291,7 +297,7 @@ def _open_session(
     if record.name in FLAVOURS:
         from dsv3export.runtime.tensorrt.session import TensorRTSession
 
-        if kernels == "native":
+        if kernels == "native" or invariant:
             expected, fix = "an engine for onnxruntime on the CPU", "Leave --cpu-kernels to auto."
             raise BackendError(f"engine {files.path}: native CPU kernels", expected=expected, got=record.name, fix=fix)
         if provider != "auto":
@@ -305,7 +311,7 @@ def _open_session(
     from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 
     where = f"engine {files.path}"
-    device, given_up = open_provider(record, where, provider, lambda one: open_device(files, one, kernels))
+    device, given_up = open_provider(record, where, provider, lambda one: open_device(files, one, kernels, invariant))
     if given_up:
         warnings.warn(given_up, UserWarning, stacklevel=3)
     return OnnxRuntimeSession(files, threads, device)

@@ -25,15 +25,24 @@ def check_kernels(asked: str) -> None:
         raise RequestError("cpu_kernels", expected=f"one of {', '.join(KERNEL_CHOICES)}", got=repr(asked))
 
 
-def choose_kernels(files: EngineFiles, provider: Provider, asked: KernelChoice = "auto") -> CpuKernels:
+def choose_kernels(
+    files: EngineFiles, provider: Provider, asked: KernelChoice = "auto", invariant: bool = False
+) -> CpuKernels:
     """The kernels that an engine runs with on a provider.
 
-    Raises BackendError where native ones were asked for and cannot be had, or where their library does not load.
+    Args:
+        invariant: Whether a token's results must not depend on what is computed with it: native kernels promise that.
+
+    Raises:
+        BackendError: Native ones were asked for and cannot be had, or their library does not load.
+        RequestError: They are needed, and others were asked for.
     """
     if asked == "onnxruntime":
+        if invariant:
+            raise RequestError("invariant", expected="native CPU kernels", got="onnxruntime")
         return "onnxruntime"
     why_not = _why_not_native(files, provider)
-    if why_not and asked == "native":
+    if why_not and (asked == "native" or invariant):
         raise why_not
     return "onnxruntime" if why_not else "native"
 

@@ -38,13 +38,14 @@ class Device:
     Args:
         provider: The provider.
         cpu_kernels: Of the CPU: which kernels its sessions get; of `choose_kernels`.
+        invariant: Of native kernels: see `cpu_kernels.register`.
 
     Raises:
         BackendError: This ONNX Runtime has no such provider, or its libraries, its driver or a device are missing.
     """
 
-    def __init__(self, provider: Provider, cpu_kernels: CpuKernels = "onnxruntime") -> None:
-        self.provider, self.cpu_kernels = provider, cpu_kernels
+    def __init__(self, provider: Provider, cpu_kernels: CpuKernels = "onnxruntime", invariant: bool = False) -> None:
+        self.provider, self.cpu_kernels, self.invariant = provider, cpu_kernels, invariant
         self.entry = ENTRIES[provider]
         if self.on_host:
             return
@@ -110,9 +111,11 @@ class Device:
                 )
 
 
-def open_device(files: EngineFiles, provider: Provider = "cpu", asked: KernelChoice = "auto") -> Device:
+def open_device(
+    files: EngineFiles, provider: Provider = "cpu", asked: KernelChoice = "auto", invariant: bool = False
+) -> Device:
     """The device that an engine runs on. Raises BackendError as `Device` and `choose_kernels`."""
-    return Device(provider, choose_kernels(files, provider, asked))
+    return Device(provider, choose_kernels(files, provider, asked, invariant), invariant)
 
 
 def problems() -> dict[Provider, str]:

@@ -41,7 +41,7 @@ def open_graph(
     count = threads or default_threads()
     options = _options(count, device)
     if device.cpu_kernels == "native":
-        cpu_kernels.register(options, count)
+        cpu_kernels.register(options, count, device.invariant)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.path))
     weights = _bind_weights(files, graph, options, device)
     memory_before = anonymous_ranges()

@@ -8,6 +8,8 @@ namespace {
 
 // Before the weights.
 constexpr size_t kInputs = 4;
+// "1": a token's result does not depend on how many tokens its step has, for which both forms may not be mixed.
+constexpr const char* kInvariantEntry = "dsv3.cpu.invariant";
 
 HeadSizes sizes_of(const NodeInfo& node) {
   const auto size = [&](const char* name) {
@@ -26,7 +28,10 @@ struct MlaAttention {
   }
 
   explicit MlaAttention(const NodeInfo& node)
-      : sizes_(sizes_of(node)), scale_(node.real("scale")), up_(up_projections(node, kInputs, sizes_)) {}
+      : sizes_(sizes_of(node)),
+        scale_(node.real("scale")),
+        invariant_(node.config(kInvariantEntry, "0") == "1"),
+        up_(up_projections(node, kInputs, sizes_)) {}
 
   void compute(Call& call) const {
     const Tensor q_nope = call.input(0), q_pe = call.input(1), cache = call.input(2), start = call.input(3);
@@ -46,7 +51,7 @@ struct MlaAttention {
               step.start[slot]);
     }
     const auto decompressed = [&](size_t slot) {
-      return decompressing_pays(sizes_, step.tokens, static_cast<size_t>(step.start[slot]) + step.tokens);
+      return !invariant_ && decompressing_pays(sizes_, step.tokens, static_cast<size_t>(step.start[slot]) + step.tokens);
     };
     // neighbours of one form together: they share the reading of the weights
     const auto slots = static_cast<size_t>(batch);
@@ -60,6 +65,7 @@ struct MlaAttention {
  private:
   HeadSizes sizes_;
   float scale_;
+  bool invariant_;
   std::unique_ptr<UpProjections> up_;
 };
 

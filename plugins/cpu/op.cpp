@@ -80,14 +80,18 @@ Tensor NodeInfo::weight(size_t input, const char* name) const {
   return *found;
 }
 
-size_t NodeInfo::threads() const {
-  const size_t processors = std::max(1u, std::thread::hardware_concurrency());
+std::string NodeInfo::config(const char* entry, const char* otherwise) const {
   OrtKeyValuePairs* entries = nullptr;
   check(api_, abi::kernel_info_get_config_entries(api_, info_, &entries));
-  const char* entry = abi::get_key_value(api_, entries, kThreadsEntry);
-  const long threads = entry == nullptr ? 0 : std::strtol(entry, nullptr, 10);
+  const char* found = abi::get_key_value(api_, entries, entry);
+  const std::string value = found == nullptr ? otherwise : found;
   abi::release_key_value_pairs(api_, entries);
-  return threads > 0 ? static_cast<size_t>(threads) : processors;
+  return value;
+}
+
+size_t NodeInfo::threads() const {
+  const long threads = std::strtol(config(kThreadsEntry, "0").c_str(), nullptr, 10);
+  return threads > 0 ? static_cast<size_t>(threads) : std::max(1u, std::thread::hardware_concurrency());
 }
 
 size_t Call::input_count() const {

@@ -50,6 +50,9 @@ class NodeInfo {
   // The same, but it has to be there: `name` is for the message.
   Tensor weight(size_t input, const char* name) const;
 
+  // A config entry of the session, or `otherwise` where it has none of that name.
+  std::string config(const char* entry, const char* otherwise) const;
+
   // The session's threads: its config entry "dsv3.cpu.threads", else the processor's.
   size_t threads() const;
 

@@ -110,3 +110,13 @@ def test_ops_that_a_graph_calls(files: EngineFiles) -> None:
         called = {node.op_type for function in model.functions for node in function.node if node.domain == DOMAIN}
         assert ops_of_functions(data, DOMAIN) == called != set()
     assert ops_of_functions(files.graph("trunk"), DOMAIN) == set()
+
+
+def test_invariance_takes_native_ones(files: EngineFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library(monkeypatch, *ALL)
+    assert choose_kernels(files, "cpu", invariant=True) == "native"
+    outcome = run_here("run", files.path, "--prompt", "x", "--invariant", "--cpu-kernels", "onnxruntime")
+    assert_refused(outcome, ("invariant", "expected native CPU kernels", "got onnxruntime"), tmp_path)
+    library(monkeypatch)
+    with pytest.raises(BackendError, match="not compiled"):
+        choose_kernels(files, "cpu", invariant=True)
