@@ -20,9 +20,9 @@ from dsv3export.runtime.latent_cache import LatentCache
 from dsv3export.runtime.onnxruntime_device import open_device
 from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 
-_PARTLY = pytest.mark.xfail(reason="experts still run on ONNX Runtime's kernels, which promise nothing", strict=False)
-PRECISIONS = [*(pytest.param(name, marks=_PARTLY) for name in ("fp32", "bf16", "fp8")), "int8", "int4"]
-LENGTH, CAPACITY, SLOTS = 40, 64, 8
+# Not fp8, whose projections still run on ONNX Runtime's kernels.
+PRECISIONS = ("fp32", "bf16", "int8", "int4")
+LENGTH, CAPACITY, SLOTS = 30, 48, 8
 IDS = np.random.default_rng(7).integers(3, 500, LENGTH)
 Logits = NDArray[np.float32]
 Open = Callable[..., OnnxRuntimeSession]
@@ -77,7 +77,7 @@ def among_others(session: OnnxRuntimeSession, chunks: Sequence[int], slot: int, 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_chunks(precision: str, threads: int, open_session: Open, alone: Callable[[str], Logits]) -> None:
-    @settings(max_examples=4)
+    @settings(max_examples=3)
     @given(chunkings)
     def check(chunks: list[int]) -> None:
         assert_same(in_chunks(open_session(precision, threads), chunks), alone(precision))
@@ -92,7 +92,7 @@ def test_chunks(precision: str, threads: int, open_session: Open, alone: Callabl
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_slots(precision: str, threads: int, open_session: Open, alone: Callable[[str], Logits]) -> None:
-    @settings(max_examples=4)
+    @settings(max_examples=3)
     @given(chunkings, st.integers(0, SLOTS - 1), st.integers(0, 1 << 16))
     def check(chunks: list[int], slot: int, seed: int) -> None:
         assert_same(among_others(open_session(precision, threads), chunks, slot, seed), alone(precision))
