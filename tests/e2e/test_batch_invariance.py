@@ -20,8 +20,7 @@ from dsv3export.runtime.latent_cache import LatentCache
 from dsv3export.runtime.onnxruntime_device import open_device
 from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 
-# Not fp8, whose projections still run on ONNX Runtime's kernels.
-PRECISIONS = ("fp32", "bf16", "int8", "int4")
+PRECISIONS = ("fp32", "bf16", "fp8", "int8", "int4")
 LENGTH, CAPACITY, SLOTS = 30, 48, 8
 IDS = np.random.default_rng(7).integers(3, 500, LENGTH)
 Logits = NDArray[np.float32]
