@@ -40,7 +40,7 @@ QueryGroup* query_groups(const HeadSizes& sizes, const Step& step, size_t slot, 
 }
 
 void attend_head(const UpProjections& up, const HeadSizes& sizes, const Step& step, size_t slot, size_t head) {
-  const AttentionKernels& kernels = attention_kernels();
+  const AttentionKernels& kernels = attention_kernels(up.rounded());
   Scratch scratch;
   const size_t width = sizes.latent + sizes.rope, groups = (step.tokens + kQueries - 1) / kQueries;
   const auto prepared = [&](const float* weight, size_t columns) {

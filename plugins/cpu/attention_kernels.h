@@ -41,8 +41,9 @@ struct AttentionKernels {
                   size_t ldy);
 
   // The same for many rows, with a weight that `prepare` made in `space` of prepared_numbers(K, N) floats, or left as it
-  // was. AMX cuts both factors into two bfloat16 numbers each, and adds their products but that of the smaller ones in
-  // float32: an error of 2^-16 of a product at most. There too a row's result does not depend on the other rows.
+  // was. AMX cuts both factors into bfloat16 numbers and adds the products of these in float32: of three to a number,
+  // those that count in float32 (an error of 2^-24 of a product), of two, for weights that were rounded to 8 bits, all but
+  // that of the smaller ones (2^-16). There too a row's result does not depend on the other rows.
   const float* (*prepare)(const float* weight, size_t K, size_t N, float* space);
   void (*prepared_product)(const float* x, size_t ldx, size_t rows, const float* prepared, size_t K, size_t N, float* y,
                            size_t ldy);
@@ -51,12 +52,13 @@ struct AttentionKernels {
   float (*exp)(float x);
 };
 
-// Two halves of bfloat16, filled up to whole tiles of 32 x 16.
-inline size_t prepared_numbers(size_t K, size_t N) { return (K + 31) / 32 * 32 * ((N + 31) / 32 * 32); }
+// Three bfloat16 numbers for one, filled up to whole tiles of 32 x 32.
+inline size_t prepared_numbers(size_t K, size_t N) { return (K + 31) / 32 * 32 * ((N + 31) / 32 * 32) * 3 / 2; }
 
-extern const AttentionKernels attention_generic, attention_avx2, attention_avx512, attention_amx;
+extern const AttentionKernels attention_generic, attention_avx2, attention_avx512, attention_amx,
+    attention_amx_of_rounded;
 
-// Of the instruction set that runs here (isa.h).
-const AttentionKernels& attention_kernels();
+// Of the instruction set that runs here (isa.h); for weights that were rounded to 8 bits, or for any.
+const AttentionKernels& attention_kernels(bool rounded = false);
 
 }  // namespace dsv3

@@ -94,6 +94,7 @@ class IntUpProjections : public UpProjections {
     });
     return made;
   }
+  bool rounded() const override { return true; }
 
  private:
   void multiply(const IntMatrix& matrix, const float* x, size_t ldx, size_t rows, float* y, size_t ldy) const {

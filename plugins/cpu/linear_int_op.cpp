@@ -1,4 +1,6 @@
 // LinearInt: y = x @ ((q - zero point) * scale)^T, weights of 8 or 4 bits in groups along K.
+#include <algorithm>
+#include <memory>
 #include <string>
 
 #include "arena.h"
@@ -14,12 +16,16 @@ struct PackedMatrix {
   IntMatrix matrix;
 };
 
+// The sum of 127 * 255 so many times fits 32 bits.
+constexpr int64_t kLongestGroup = 1 << 16;
+
 IntShape shape_of(const NodeInfo& node) {
   const int64_t bits = node.integer("bits"), group = node.integer("group"), columns = node.integer("N");
   const int64_t depth = node.integer("K");
   require(bits == 8 || bits == 4, "bits: expected 8 or 4, got ", bits);
   require(group > 0 && columns > 0 && depth > 0, "group, N and K: expected positive numbers, got ", group, ", ",
           columns, " and ", depth);
+  require(group <= kLongestGroup, "group: expected at most ", kLongestGroup, ", got ", group);
   require(bits == 8 || group % 2 == 0, "group: expected an even number for 4 bits, got ", group);
   return {static_cast<int>(bits), static_cast<size_t>(group), static_cast<size_t>(columns), static_cast<size_t>(depth),
           node.constant(3).has_value()};

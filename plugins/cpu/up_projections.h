@@ -26,6 +26,8 @@ class UpProjections {
   // The transposed W^UK of a head, float32 [Dc, Dn], and its W^UV, [Dc, Dv]; what is made for that lies in `scratch`.
   virtual const float* keys(size_t head, Scratch& scratch) const = 0;
   virtual const float* values(size_t head, Scratch& scratch) const = 0;
+  // Whether both were rounded to 8 bits.
+  virtual bool rounded() const { return false; }
 };
 
 // From the inputs of a node from `first` on, in the format that its attribute `weights` names:

@@ -28,6 +28,7 @@ TOKENS = 2040
 # Float noise puts a number on the other side of a rounding edge now and then; such a token may choose another expert.
 # So logits are compared by their median over tokens. Between float32 programs it is below 1e-5.
 NOISE = 2e-4
+FIRST = "latent_cache.0"
 FORMATS: tuple[CacheFormat, ...] = ("bf16", "f16", "fp8")
 
 
@@ -95,7 +96,7 @@ def test_the_executor_computes_the_same(built: Built, float32: Executor, heldout
 
 
 def test_both_hold_the_same_rows(built: Built, heldout: list[int]) -> None:
-    """But for rounding edges: at most one of 10,000 numbers of the first layer, whose input is the same."""
+    """But for rounding edges: in the first layer, whose input is the same, some numbers have a neighbour's bits."""
     ids, caches = np.array([heldout[:100]]), []
     for session in (built.session, built.executor):
         assert session.cache_layout == built.session.cache_layout
@@ -104,7 +105,10 @@ def test_both_hold_the_same_rows(built: Built, heldout: list[int]) -> None:
         caches.append(cache)
     for (name, one), (_, other) in zip(*(cache.inputs(range(1)) for cache in caches), strict=True):
         assert one.any() and one.dtype == other.dtype
-        assert (one != other).mean() < (1e-4 if name.startswith("latent_cache.0") else 0.01), name
+        assert (one != other).mean() < (0.004 if name == FIRST else 0.01), name
+        if name == FIRST:
+            bits, others = (array.view(f"i{array.itemsize}").astype(np.int64) for array in (one, other))
+            assert np.abs(bits - others).max() <= 1
 
 
 def test_token_by_token_and_in_chunks(built: Built, heldout: list[int]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dsv3export.engine.parallel import Parallel, rank_folder
+from dsv3export.engine.program import PROGRAM
 from dsv3export.engine.reader import EngineFiles
 from dsv3export.engine.segments import SegmentProgram
 from dsv3export.errors import BackendError, EngineError
@@ -20,8 +21,6 @@ from dsv3export.runtime.threads import default_threads
 if TYPE_CHECKING:
     from dsv3export.runtime.distributed.communicator import Communicator
     from dsv3export.runtime.kernel_choice import KernelChoice
-
-PROGRAM = "program"
 
 
 def parallel_of(files: EngineFiles) -> Parallel:
@@ -58,8 +57,8 @@ def load_worker(
         BackendError: ONNX Runtime refuses a graph, or the kernels cannot be had.
         EngineError: The program, a graph or a weight is not what it should be.
     """
-    program = SegmentProgram.from_json(files.graph(PROGRAM))
     layout, device, pool = parallel_of(files).layout, open_device(files, "cpu", kernels), BufferPool()
+    program = SegmentProgram.from_json(files.graph(device.graph_name(PROGRAM)))
     count = threads or shared_threads()
     trunk = Stage(files, program.parts["trunk"], communicator, layout, pool, count, device)
     mtp = None

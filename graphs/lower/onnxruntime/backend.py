@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -85,12 +85,12 @@ class OnnxRuntimeBackend:
         self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe, received: str | None, sent: str | None
     ) -> OnnxFiles:
         program, models = _cut({part: graph.model for part, graph in graphs.items()}, received, sent)
-        native: Mapping[str, ir.Model] = {}
-        if self._provider == "cpu":
-            of_native, native = _cut({part: _native(graph) for part, graph in graphs.items()}, received, sent)
-            if of_native != program:
-                raise InternalError("the native graphs are cut elsewhere")
-        return OnnxFiles(models, self._record(graphs, recipe), native, program)
+        programs: dict[str, SegmentProgram] = {PROGRAM: program}
+        native: dict[str, ir.Model] = {}
+        if self._provider == "cpu":  # the collectives are the same, what segments hand over may differ
+            twins = {part: _native(graph) for part, graph in graphs.items()}
+            programs[native_name(PROGRAM)], native = _cut(twins, received, sent)
+        return OnnxFiles(models, self._record(graphs, recipe), native, programs)
 
     def _record(self, graphs: Mapping[Part, GraphWithWeights], recipe: Recipe) -> BackendRecord:
         compute = self._lowering(recipe)[1]
@@ -104,16 +104,17 @@ class OnnxRuntimeBackend:
 
 @dataclass(frozen=True)
 class OnnxFiles:
-    """The graphs of an engine, or of a rank with the program of its segments; they say where their weights lie.
+    """The graphs of an engine, or of a rank with the programs of its segments; they say where their weights lie.
 
     Attributes:
         native: By the same names, the graphs for the native CPU kernels; empty for other providers.
+        programs: By name, of a rank: that of `models` and that of `native`.
     """
 
     models: Mapping[str, ir.Model]
     record: BackendRecord
     native: Mapping[str, ir.Model]
-    program: SegmentProgram | None = None
+    programs: Mapping[str, SegmentProgram] = field(default_factory=dict)
 
     holds_weights = False
 
@@ -124,13 +125,13 @@ class OnnxFiles:
         models = {**self.models, **{native_name(name): model for name, model in self.native.items()}}
         for name, model in models.items():
             yield name, GraphFile(f"graph/{name}.onnx", serialize(model, locations))
-        if self.program is not None:
-            yield PROGRAM, GraphFile("graph/program.json", self.program.to_json())
+        for name, program in self.programs.items():
+            yield name, GraphFile(f"graph/{name}.json", program.to_json())
 
 
 def _cut(
     models: Mapping[Part, ir.Model], received: str | None, sent: str | None
-) -> tuple[SegmentProgram, Mapping[str, ir.Model]]:
+) -> tuple[SegmentProgram, dict[str, ir.Model]]:
     """The segments of a rank's parts, and the order that they run in."""
     cuts = {"trunk": cut_segments(models["trunk"], "segment", received, sent)}
     if "mtp" in models:

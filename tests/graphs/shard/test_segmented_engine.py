@@ -14,7 +14,7 @@ from dsv3export.engine.native_graphs import native_name
 from dsv3export.engine.parallel import Layout, rank_folder
 from dsv3export.engine.program import PROGRAM
 from dsv3export.engine.reader import EngineFiles
-from dsv3export.engine.segments import Recv, Run, SegmentProgram, Send
+from dsv3export.engine.segments import Recv, Run, SegmentProgram, Send, Step
 from dsv3export.errors import BackendError, RequestError
 from dsv3export.graphs.build import build_engine
 from dsv3export.recipe import Recipe
@@ -112,14 +112,25 @@ def test_a_part_stands_alone(cut_engine: Path, tmp_path: Path) -> None:
     EngineFiles.open(tmp_path / rank_folder(2), "full")
 
 
+def _segments(program: SegmentProgram) -> set[str]:
+    return {step.segment for part in program.parts.values() for step in part.steps if isinstance(step, Run)}
+
+
+def _exchanges(program: SegmentProgram) -> list[Step]:
+    return [step for part in program.parts.values() for step in part.steps if not isinstance(step, Run)]
+
+
 def test_program(cut_engine: Path) -> None:
     """The first stage sends what the second receives; the last one has the MTP layer; each segment is in the table."""
     programs = []
     for rank in range(4):
         files = EngineFiles.open(cut_engine / rank_folder(rank))
         program = SegmentProgram.from_json(files.graph(PROGRAM))
-        runs = {step.segment for part in program.parts.values() for step in part.steps if isinstance(step, Run)}
-        assert {*runs, *map(native_name, runs)} == files.manifest.graphs.keys() - {PROGRAM}
+        twin = SegmentProgram.from_json(files.graph(native_name(PROGRAM)))
+        runs, twins = (_segments(each) for each in (program, twin))
+        assert runs == twins
+        assert {PROGRAM, *runs} | {*map(native_name, (PROGRAM, *runs))} == files.manifest.graphs.keys()
+        assert _exchanges(twin) == _exchanges(program) != []
         programs.append(program)
     first, last = programs[0].parts["trunk"].steps, programs[2].parts["trunk"].steps
     assert isinstance(first[-1], Send)

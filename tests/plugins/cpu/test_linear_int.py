@@ -119,11 +119,11 @@ def test_rows_do_not_depend_on_batch_or_threads(
 ) -> None:
     generator = np.random.default_rng(3)
     weights = random_weights(generator, bits, group, 600, 1000, zero_points)
-    x = generator.standard_normal((70, 1000), np.float32)
+    x = generator.standard_normal((150, 1000), np.float32)
     together = node(weights, tmp_path, activations, threads=2)(x=x)[0]
     alone = node(weights, tmp_path, activations, threads=1)
     begin = 0
-    for rows in (1, 2, 3, 4, 7, 8, 9, 16, 20):
+    for rows in (1, 2, 3, 4, 7, 8, 9, 16, 33, 67):
         part = slice(begin, begin + rows)
         np.testing.assert_array_equal(alone(x=x[part])[0], together[part], err_msg=f"{rows} rows")
         begin += rows
@@ -171,6 +171,7 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
         ({"activations": "fp8"}, "activations: expected int8 or none, got fp8"),
         ({"K": 65}, "blocks: expected"),
         ({"group": 0}, "group, N and K: expected positive numbers"),
+        ({"K": 1 << 20, "group": 1 << 20}, "group: expected at most 65536"),
     ]:
         with pytest.raises(RuntimeException, match=message):
             OneNode("LinearInt", {"x": x}, weights.inputs(), attributes | wrong, folder=tmp_path)

@@ -168,8 +168,8 @@ def test_all_instruction_sets_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         results[isa] = case.run(case.node(tmp_path))
     assert np.isfinite(results["generic"]).all()
     for isa, result in results.items():
-        if isa == "amx":  # keys and values are made of halves there
-            assert error(result, results["generic"]) < 2e-5
+        if isa == "amx":  # keys and values are sums of products of parts of numbers there
+            assert error(result, results["generic"]) < (2e-5 if weights == "int" else 2e-6)
         else:
             np.testing.assert_array_equal(result, results["generic"])
 
