@@ -78,9 +78,11 @@ def test_int8_experts_are_dispatched(tiny_bf16: Path, tiny_int8: Path, tmp_path:
     engine = SegmentedEngine(tmp_path / "cut")
     logits, _ = engine.step(PROMPTS, FIRST, engine.new_caches(len(SLOTS), CAPACITY), SLOTS, rows(PROMPTS))
     from dsv3export.runtime.latent_cache import LatentCache
+    from dsv3export.runtime.onnxruntime_device import open_device
     from dsv3export.runtime.onnxruntime_session import OnnxRuntimeSession
 
-    session = OnnxRuntimeSession(EngineFiles.open(tiny_int8), threads=1)
+    files = EngineFiles.open(tiny_int8)
+    session = OnnxRuntimeSession(files, threads=1, device=open_device(files, "cpu", "onnxruntime"))
     cache = LatentCache(session.cache_layout, len(SLOTS), CAPACITY)
     assert abs(session.step(PROMPTS, FIRST, cache, SLOTS, rows(PROMPTS)) - logits).max() < 1e-4
 
