@@ -15,6 +15,7 @@ struct Step {
   const float* q_nope;   // [B, S, H, Dn]
   const float* q_pe;     // [B, S, H, Dr]
   Tensor cache;          // [B, T, Dc + Dr], the step's own rows written
+  size_t rounded;        // numbers of a row, from the first on, that are rounded to float8 in groups of 128: Dc or 0
   const int64_t* start;  // [B] rows that each sequence had before
   size_t tokens;         // S
   float scale;
@@ -33,5 +34,17 @@ void attend_absorbed(const Parallel& parallel, const UpProjections& up, const He
 // Keys and values of each head are made, a block at a time.
 void attend_decompressed(const Parallel& parallel, const UpProjections& up, const HeadSizes& sizes, const Step& step,
                          size_t first, size_t slots);
+
+// Rows [begin, begin + count) of a sequence's latents in float32, at most kKeys: as they lie, or in space from `scratch`.
+class LatentRows {
+ public:
+  LatentRows(const Step& step, const HeadSizes& sizes, Scratch& scratch);
+  const float* get(size_t slot, size_t begin, size_t count) const;
+
+ private:
+  const Step& step_;
+  size_t width_;
+  float *space_, *scales_;
+};
 
 }  // namespace dsv3

@@ -21,19 +21,19 @@ struct Parts {
 size_t found_numbers(size_t latent) { return (2 + latent) * kQueries; }
 
 // One group over one part of its keys.
-void attend_part(const AttentionKernels& kernels, const Sizes& sizes, const Step& step, const float* queries,
-                 const Parts& group, size_t part) {
+void attend_part(const AttentionKernels& kernels, const HeadSizes& heads, const Sizes& sizes, const Step& step,
+                 const float* queries, const Parts& group, size_t part) {
   Scratch scratch;
   QueryGroup mine = new_group(sizes.width, sizes.latent, step.scale, group.count, scratch);
   const float* rows = queries + group.first * sizes.width;
   put_queries(mine, 0, rows, sizes.width, sizes.width);
   const auto start = static_cast<size_t>(step.start[group.slot]);
   put_seen(mine, [&](size_t query) { return start + (group.first + query) / sizes.heads + 1; });
-  float* space = step.cache.element == Element::f32 ? nullptr : scratch.take<float>(kKeys * sizes.width);
+  const LatentRows cached(step, heads, scratch);
   const size_t end = std::min((part + 1) * kKeysOfPart, mine.last());
   for (size_t begin = part * kKeysOfPart; begin < end; begin += kKeys) {
     const size_t count = std::min(kKeys, end - begin);
-    const float* latents = latent_rows(step.cache, group.slot, begin, count, space);
+    const float* latents = cached.get(group.slot, begin, count);
     attend(kernels, mine, begin, {latents, sizes.width, latents, sizes.width, count, nullptr});
   }
   float* found = group.found + part * found_numbers(sizes.latent);
@@ -95,7 +95,7 @@ void attend_absorbed(const Parallel& parallel, const UpProjections& up, const He
   parallel.run(tasks, [&](size_t task) {
     const auto index = static_cast<size_t>(std::upper_bound(ends, ends + groups, task) - ends);
     const Parts& group = all[index];
-    attend_part(kernels, sizes, step, queries + (group.slot - first) * of_slot * sizes.width, group,
+    attend_part(kernels, heads, sizes, step, queries + (group.slot - first) * of_slot * sizes.width, group,
                 task - (ends[index] - group.parts));
   });
   parallel.run(groups, [&](size_t index) {

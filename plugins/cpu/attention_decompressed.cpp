@@ -42,7 +42,7 @@ QueryGroup* query_groups(const HeadSizes& sizes, const Step& step, size_t slot, 
 void attend_head(const UpProjections& up, const HeadSizes& sizes, const Step& step, size_t slot, size_t head) {
   const AttentionKernels& kernels = attention_kernels(up.rounded());
   Scratch scratch;
-  const size_t width = sizes.latent + sizes.rope, groups = (step.tokens + kQueries - 1) / kQueries;
+  const size_t groups = (step.tokens + kQueries - 1) / kQueries;
   const auto prepared = [&](const float* weight, size_t columns) {
     return kernels.prepare(weight, sizes.latent, columns, scratch.take<float>(prepared_numbers(sizes.latent, columns)));
   };
@@ -53,11 +53,11 @@ void attend_head(const UpProjections& up, const HeadSizes& sizes, const Step& st
                         scratch.take<float>(kKeys * (sizes.nope + sizes.rope)),
                         scratch.take<float>(kKeys * sizes.value)};
   QueryGroup* all = query_groups(sizes, step, slot, head, groups, scratch);
-  float* space = step.cache.element == Element::f32 ? nullptr : scratch.take<float>(kKeys * width);
+  const LatentRows cached(step, sizes, scratch);
   const size_t end = all[groups - 1].last();
   for (size_t begin = 0; begin < end; begin += kKeys) {
     const size_t count = std::min(kKeys, end - begin);
-    const KeyBlock made = block.make(latent_rows(step.cache, slot, begin, count, space), count);
+    const KeyBlock made = block.make(cached.get(slot, begin, count), count);
     for (size_t index = 0; index < groups; ++index) {
       if (all[index].last() > begin) attend(kernels, all[index], begin, made);
     }

@@ -1,4 +1,6 @@
 // MlaAttention: multi-head latent attention over a cache of latents, which is read as it lies.
+#include <string>
+
 #include "attention.h"
 #include "op.h"
 #include "ops.h"
@@ -20,6 +22,14 @@ HeadSizes sizes_of(const NodeInfo& node) {
   return {size("H"), size("Dn"), size("Dr"), size("Dc"), size("Dv")};
 }
 
+// kv_b's input, the latents, is rounded where its weight is float8 and its activations are "1x128".
+size_t rounded_of(const NodeInfo& node, const HeadSizes& sizes) {
+  if (node.text("weights", "") != "fp8") return 0;
+  const std::string activations = node.text("activations", "none");
+  require(activations == "none" || activations == "1x128", "activations: expected none or 1x128, got ", activations);
+  return activations == "1x128" ? sizes.latent : 0;
+}
+
 struct MlaAttention {
   static Schema schema() {
     return {"MlaAttention",
@@ -31,6 +41,7 @@ struct MlaAttention {
       : sizes_(sizes_of(node)),
         scale_(node.real("scale")),
         invariant_(node.config(kInvariantEntry, "0") == "1"),
+        rounded_(rounded_of(node, sizes_)),
         up_(up_projections(node, kInputs, sizes_)) {}
 
   void compute(Call& call) const {
@@ -44,7 +55,7 @@ struct MlaAttention {
     require_shape(start, "start", {batch});
     float* out = call.output_f32(0, {batch, tokens, H * static_cast<int64_t>(sizes_.value)});
     if (batch == 0 || tokens == 0) return;
-    const Step step{q_nope.f32(), q_pe.f32(), cache, start.i64(), static_cast<size_t>(tokens), scale_, out};
+    const Step step{q_nope.f32(), q_pe.f32(), cache, rounded_, start.i64(), static_cast<size_t>(tokens), scale_, out};
     for (int64_t slot = 0; slot < batch; ++slot) {
       require(step.start[slot] >= 0 && step.start[slot] + tokens <= cache.shape[1], "start: expected at most ",
               cache.shape[1] - tokens, " for ", tokens, " tokens in a cache of ", cache.shape[1], ", got ",
@@ -66,6 +77,7 @@ struct MlaAttention {
   HeadSizes sizes_;
   float scale_;
   bool invariant_;
+  size_t rounded_;
   std::unique_ptr<UpProjections> up_;
 };
 

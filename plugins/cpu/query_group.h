@@ -6,8 +6,6 @@
 
 #include "attention_kernels.h"
 #include "scratch.h"
-#include "tensor.h"
-#include "widen.h"
 
 namespace dsv3 {
 
@@ -55,15 +53,6 @@ inline void attend(const AttentionKernels& kernels, const QueryGroup& group, siz
   }
   block.visible = visible;
   kernels.attend(group.queries, block);
-}
-
-// Rows [begin, begin + count) of a sequence's latents in float32: as they lie, or widened into `space` [kKeys, width].
-inline const float* latent_rows(const Tensor& cache, size_t slot, size_t begin, size_t count, float* space) {
-  const auto width = static_cast<size_t>(cache.shape.last());
-  const size_t first = (slot * static_cast<size_t>(cache.shape[1]) + begin) * width;
-  if (cache.element == Element::f32) return cache.f32() + first;
-  widen_row(cache, first, count * width, space);
-  return space;
 }
 
 }  // namespace dsv3

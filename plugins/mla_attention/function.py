@@ -5,13 +5,14 @@ from __future__ import annotations
 from dsv3export.plugins.registry import Attributes, Dims
 
 
-def visible_text(like: str) -> str:
+def visible_text(like: str, latent: str = "latent") -> str:
     """ONNX text: `latent` [B, T, Dc+Dr], the cache up to the longest length T, and `mask` [B, S, T].
 
     The mask is -inf where row t of slot b lies behind query s, else 0. Constants and lengths come with them.
 
     Args:
         like: The name of a value [B, S, ...]; its shape is looked at.
+        latent: Another name for `latent`.
     """
     return f"""
     zero = Constant <value_ints = [0]> ()
@@ -22,7 +23,7 @@ def visible_text(like: str) -> str:
     latest = ReduceMax <keepdims = 1> (start)
     queries = Shape <start = 1, end = 2> ({like})
     longest = Add (latest, queries)
-    latent = Slice (cache, zero, longest, one)
+    {latent} = Slice (cache, zero, longest, one)
 
     queries_scalar = Squeeze (queries, zero)
     longest_scalar = Squeeze (longest, zero)

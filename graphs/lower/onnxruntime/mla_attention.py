@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dsv3export.plugins.linear_fp8_block.function import rounded_text
 from dsv3export.plugins.mla_attention.function import visible_text
 from dsv3export.plugins.mla_attention_fp8_block.op import up_projections_text
 from dsv3export.plugins.registry import Attributes, Dims
@@ -261,7 +262,7 @@ def _body(dims: Dims, attributes: Attributes, up: UpProjections) -> str:
     heads, rope, latent = dims["H"], dims["Dr"], dims["Dc"]
     value = dims["Dv"]
     scale = repr(attributes["scale"])
-    return f"""{visible_text(STEP)}
+    return f"""{_latent_text(dims, attributes)}
 
 {choice_text(dims)}
 
@@ -283,6 +284,17 @@ def _body(dims: Dims, attributes: Attributes, up: UpProjections) -> str:
 {_absorbed(dims, scale, up)}
         }}
     >"""
+
+
+def _latent_text(dims: Dims, attributes: Attributes) -> str:
+    """ONNX text: `visible_text`, with the latents as kv_b sees them."""
+    if attributes.get("activations") != "1x128":
+        return visible_text(STEP)
+    return f"""{visible_text(STEP, "stored")}
+    stored_widths = Constant <value_ints = [{dims["Dc"]}, {dims["Dr"]}]> ()
+    stored_latent, stored_pe = Split <axis = 2> (stored, stored_widths)
+{rounded_text("stored_latent", "seen_latent", dims["Dc"], attributes)}
+    latent = Concat <axis = 2> (seen_latent, stored_pe)"""
 
 
 def _decompressed(heads: int, latent: int, rope: int, value: int, scale: str, up: UpProjections) -> str:
