@@ -4,8 +4,19 @@
 namespace dsv3 {
 namespace {
 
-// Keys that a task goes through; what tasks found is put together in order. A multiple of kKeys, whatever the threads.
-constexpr size_t kKeysOfPart = 256;
+// Keys go in parts, a task each; what tasks found is put together in order. Parts begin where they begin whatever the
+// threads and the sequence's length: the first ones are short, so that short sequences are shared out too.
+constexpr size_t kKeysOfPart = 256, kShortParts = kKeysOfPart / kKeys;
+
+size_t part_begin(size_t part) {
+  return part < kShortParts ? part * kKeys : (part - kShortParts + 1) * kKeysOfPart;
+}
+
+// Parts that `rows` keys have.
+size_t parts_of(size_t rows) {
+  if (rows <= kKeysOfPart) return (rows + kKeys - 1) / kKeys;
+  return kShortParts + (rows - 1) / kKeysOfPart;
+}
 
 struct Sizes {
   size_t heads, width, latent;
@@ -30,8 +41,8 @@ void attend_part(const AttentionKernels& kernels, const HeadSizes& heads, const 
   const auto start = static_cast<size_t>(step.start[group.slot]);
   put_seen(mine, [&](size_t query) { return start + (group.first + query) / sizes.heads + 1; });
   const LatentRows cached(step, heads, scratch);
-  const size_t end = std::min((part + 1) * kKeysOfPart, mine.last());
-  for (size_t begin = part * kKeysOfPart; begin < end; begin += kKeys) {
+  const size_t end = std::min(part_begin(part + 1), mine.last());
+  for (size_t begin = part_begin(part); begin < end; begin += kKeys) {
     const size_t count = std::min(kKeys, end - begin);
     const float* latents = cached.get(group.slot, begin, count);
     attend(kernels, mine, begin, {latents, sizes.width, latents, sizes.width, count, nullptr});
@@ -40,24 +51,33 @@ void attend_part(const AttentionKernels& kernels, const HeadSizes& heads, const 
   std::memcpy(found, mine.queries.largest, found_numbers(sizes.latent) * sizeof(float));
 }
 
-// mixed[query][Dc] of a group from its parts, in their order.
+// mixed[query][Dc] of a group from its parts, in their order; what the first one found is used up.
 void combine(const AttentionKernels& kernels, const Sizes& sizes, const Parts& group, float* mixed) {
   const size_t numbers = found_numbers(sizes.latent);
+  float largest[kQueries], share[kQueries], sum[kQueries] = {};
+  std::copy_n(group.found, kQueries, largest);
+  for (size_t part = 1; part < group.parts; ++part) {
+    const float* found = group.found + part * numbers;
+    for (size_t query = 0; query < kQueries; ++query) largest[query] = std::max(largest[query], found[query]);
+  }
+  float* total = group.found + 2 * kQueries;
+  for (size_t part = 0; part < group.parts; ++part) {
+    const float* found = group.found + part * numbers;
+    for (size_t query = 0; query < kQueries; ++query) {
+      share[query] = kernels.exp(found[query] - largest[query]);
+      sum[query] += share[query] * found[kQueries + query];
+    }
+    const float* row = found + 2 * kQueries;
+    for (size_t at = 0; at < sizes.latent * kQueries; at += kQueries) {
+      for (size_t query = 0; query < kQueries; ++query) {
+        const float product = share[query] * row[at + query];
+        total[at + query] = part == 0 ? product : total[at + query] + product;
+      }
+    }
+  }
   for (size_t query = 0; query < group.count; ++query) {
-    float largest = group.found[query];
-    for (size_t part = 1; part < group.parts; ++part) {
-      largest = std::max(largest, group.found[part * numbers + query]);
-    }
     float* row = mixed + (group.first + query) * sizes.latent;
-    std::fill_n(row, sizes.latent, 0.0f);
-    float sum = 0.0f;
-    for (size_t part = 0; part < group.parts; ++part) {
-      const float* found = group.found + part * numbers + query;
-      const float share = kernels.exp(found[0] - largest);
-      sum += share * found[kQueries];
-      for (size_t k = 0; k < sizes.latent; ++k) row[k] += share * found[(2 + k) * kQueries];
-    }
-    for (size_t k = 0; k < sizes.latent; ++k) row[k] /= sum;
+    for (size_t k = 0; k < sizes.latent; ++k) row[k] = total[k * kQueries + query] / sum[query];
   }
 }
 
@@ -88,7 +108,7 @@ void attend_absorbed(const Parallel& parallel, const UpProjections& up, const He
     const size_t slot = first + index / groups_of_slot, begin = index % groups_of_slot * kQueries;
     const size_t count = std::min(kQueries, of_slot - begin);
     const size_t seen = static_cast<size_t>(step.start[slot]) + (begin + count - 1) / H + 1;
-    const size_t parts = (seen + kKeysOfPart - 1) / kKeysOfPart;
+    const size_t parts = parts_of(seen);
     all[index] = {slot, begin, count, parts, scratch.take<float>(parts * found_numbers(sizes.latent))};
     ends[index] = tasks += parts;
   }

@@ -9,17 +9,20 @@
 namespace dsv3 {
 namespace {
 
-// Vectors for sixteen queries, and rows that have accumulators at once: 8 of them hide fma's latency.
+// Vectors for sixteen queries, and rows that have accumulators at once: 8 of them hide fma's latency. Of values 16 go
+// together where registers last, a cache line of each key.
 constexpr size_t kVectors = kQueries / Lanes::kWidth;
-constexpr size_t kAtOnce = Lanes::kWidth == 16 ? 8 : Lanes::kWidth == 8 ? 4 : 1;
+constexpr size_t kKeysAtOnce = Lanes::kWidth == 16 ? 8 : Lanes::kWidth == 8 ? 4 : 1;
+constexpr size_t kValuesAtOnce = Lanes::kWidth == 16 ? 16 : kKeysAtOnce;
 
-// sums[j][16] = sum over i of left[i][16] * right[i * step + j * stride], for the first `count` of kAtOnce j, in order
+// sums[j][16] = sum over i of left[i][16] * right[i * step + j * stride], for the first `count` of AtOnce j, in order
 // of i; starting from `sums` * `decay`[16] where that is given.
+template <size_t AtOnce>
 inline void outer(const float* left, size_t length, const float* right, size_t step, size_t stride, size_t count,
                   const float* decay, float* sums) {
-  Lanes total[kAtOnce][kVectors];
-  const float* column[kAtOnce];
-  for (size_t j = 0; j < kAtOnce; ++j) {
+  Lanes total[AtOnce][kVectors];
+  const float* column[AtOnce];
+  for (size_t j = 0; j < AtOnce; ++j) {
     column[j] = right + (j < count ? j : 0) * stride;
     for (size_t v = 0; v < kVectors; ++v) {
       total[j][v] = Lanes::all(0.0f);
@@ -31,7 +34,7 @@ inline void outer(const float* left, size_t length, const float* right, size_t s
   for (size_t i = 0; i < length; ++i) {
     Lanes row[kVectors];
     for (size_t v = 0; v < kVectors; ++v) row[v] = Lanes::load(left + i * kQueries + v * Lanes::kWidth);
-    for (size_t j = 0; j < kAtOnce; ++j) {
+    for (size_t j = 0; j < AtOnce; ++j) {
       const Lanes factor = Lanes::all(column[j][i * step]);
       for (size_t v = 0; v < kVectors; ++v) total[j][v] = fma(row[v], factor, total[j][v]);
     }
@@ -55,9 +58,9 @@ inline void hide(const KeyBlock& block, float* scores) {
 void attend(const Queries& queries, const KeyBlock& block) {
   alignas(64) float scores[kKeys * kQueries];
   alignas(64) float decay[kQueries];
-  for (size_t key = 0; key < block.count; key += kAtOnce) {
-    outer(queries.q, queries.width, block.keys + key * block.key_stride, 1, block.key_stride,
-          least(kAtOnce, block.count - key), nullptr, scores + key * kQueries);
+  for (size_t key = 0; key < block.count; key += kKeysAtOnce) {
+    outer<kKeysAtOnce>(queries.q, queries.width, block.keys + key * block.key_stride, 1, block.key_stride,
+                       least(kKeysAtOnce, block.count - key), nullptr, scores + key * kQueries);
   }
   hide(block, scores);
   const Lanes scale = Lanes::all(queries.scale);
@@ -82,9 +85,9 @@ void attend(const Queries& queries, const KeyBlock& block) {
     sum.store(queries.sum + first);
     shrunk.store(decay + first);
   }
-  for (size_t column = 0; column < queries.columns; column += kAtOnce) {
-    outer(scores, block.count, block.values + column, block.value_stride, 1, least(kAtOnce, queries.columns - column),
-          decay, queries.mixed + column * kQueries);
+  for (size_t column = 0; column < queries.columns; column += kValuesAtOnce) {
+    outer<kValuesAtOnce>(scores, block.count, block.values + column, block.value_stride, 1,
+                         least(kValuesAtOnce, queries.columns - column), decay, queries.mixed + column * kQueries);
   }
 }
 

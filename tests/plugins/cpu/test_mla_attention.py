@@ -185,7 +185,7 @@ def test_all_instruction_sets_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert np.isfinite(results["generic"]).all()
     for isa, result in results.items():
         if isa == "amx":  # keys and values are sums of products of parts of numbers there
-            assert error(result, results["generic"]) < (2e-5 if weights == "int" else 2e-6)
+            assert error(result, results["generic"]) < (4e-5 if weights == "int" else 2e-6)
         else:
             np.testing.assert_array_equal(result, results["generic"])
 
