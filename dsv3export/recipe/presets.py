@@ -26,14 +26,17 @@ _INT8_GROUPS: Mapping[Component, Option] = {
 }
 
 
+# What a search for scales gains is seen in attention alone, whose inputs are rounded least.
+_INT8_SEARCHED: Component = "attention"
+
+
 def preset(precision: Precision, calibrated: bool = False) -> dict[Component, Scheme]:
-    """The schemes of all components: their format's defaults, but for int8's groups."""
+    """The schemes of all components: their format's defaults, but for int8's groups and attention's scales."""
     layers, head, embedding = _FORMATS[precision]
     formats = dict.fromkeys(COMPONENTS, layers) | {"head": head, "embedding": embedding}
-    groups = _INT8_GROUPS if precision == "int8" else {}
-    return {
-        component: Scheme.of(
-            formats[component], {"group_size": groups[component]} if component in groups else None, calibrated
-        )
-        for component in COMPONENTS
-    }
+    options: dict[Component, dict[str, Option]] = {}
+    if precision == "int8":
+        options = {component: {"group_size": size} for component, size in _INT8_GROUPS.items()}
+        if not calibrated:
+            options[_INT8_SEARCHED]["method"] = "mse"
+    return {component: Scheme.of(formats[component], options.get(component), calibrated) for component in COMPONENTS}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsv3export.graphs.quantise.int_weight import stored_scale
 from dsv3export.graphs.quantise.scale_search import numbers
 
 _SCALE_CHANGE = (0.5, 2.0)  # of one step; a group of few numbers may ask for nonsense
@@ -17,7 +18,7 @@ _SCALE_CHANGE = (0.5, 2.0)  # of one step; a group of few numbers may ask for no
 def descend(
     weight: Tensor, hessian: Tensor, q: Tensor, scale: Tensor, zero: Tensor, bits: int, sweeps: int
 ) -> tuple[Tensor, Tensor]:
-    """Bring ``(W - value) H (W - value)^T`` further down; no step raises it.
+    """Bring ``(W - value) H (W - value)^T`` further down; no step raises it, but for what storing a scale rounds.
 
     Args:
         weight: float32 [..., N, G * group].
@@ -40,21 +41,21 @@ def descend(
             part = slice(g * group, (g + 1) * group)
             before = (q[..., part] - zero[..., g, None]) * scale[..., g, None]
             near, local = hessian[..., part, part], slope[..., part].clone()
-            scale[..., g] *= _scale_change(before, near, local)
+            scale[..., g] = _best_scale(scale[..., g], before, near, local)
             _set_numbers(q[..., part], scale[..., g], zero[..., g], near, local, bits)
             after = (q[..., part] - zero[..., g, None]) * scale[..., g, None]
             slope -= (after - before) @ hessian[..., part, :]
     return q, scale
 
 
-def _scale_change(value: Tensor, hessian: Tensor, slope: Tensor) -> Tensor:
-    """The best factor [..., N] for the scale of a group with the given values; applies it to `slope`."""
+def _best_scale(scale: Tensor, value: Tensor, hessian: Tensor, slope: Tensor) -> Tensor:
+    """The best scale [..., N] that can be stored, for a group that now has the given one and values; updates `slope`."""
     response = value @ hessian
     curvature = (response * value).sum(-1)
     factor = 1 + (slope * value).sum(-1) / torch.where(curvature > 0, curvature, torch.inf)
-    factor = factor.clamp(*_SCALE_CHANGE)
-    slope -= (factor[..., None] - 1) * response
-    return factor
+    best = stored_scale(scale * factor.clamp(*_SCALE_CHANGE))
+    slope -= (best / scale - 1)[..., None] * response
+    return best
 
 
 def _set_numbers(q: Tensor, scale: Tensor, zero: Tensor, hessian: Tensor, slope: Tensor, bits: int) -> None:

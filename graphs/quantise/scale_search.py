@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsv3export.graphs.quantise.int_weight import middle
+from dsv3export.graphs.quantise.int_weight import middle, stored_scale
 
 _STEPS, _SMALLEST_SHARE = 40, 0.5
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
@@ -34,7 +34,7 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, importance: Tensor |
     widest = middle(bits) / (middle(bits) - 1) if symmetric else 1.0
     for shrink in torch.linspace(widest, _SMALLEST_SHARE, _STEPS).tolist():
         scale = low * (-shrink / middle(bits)) if symmetric else (high - low) * (shrink / top)
-        scale = torch.where(scale.abs() >= _SMALLEST_SCALE, scale, 1.0)
+        scale = stored_scale(torch.where(scale.abs() >= _SMALLEST_SCALE, scale, 1.0))
         zero = torch.full_like(scale, middle(bits)) if symmetric else (-low * shrink / scale).round().clamp(0, top)
         error = (groups - on_grid(groups, scale[..., None], zero[..., None], bits)).square()
         total = (error if importance is None else error * importance).sum(-1)

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "int_kernels.h"
+#include "int_scales.h"
 
 namespace dsv3::amx {
 namespace {
@@ -46,11 +47,10 @@ void configure(size_t rows, size_t chunk) {
 // Signed weights of a panel [groups][depth / 4][16 n][4 k]. With 4 bits the zero points are taken off.
 void make_signed(const IntMatrix& matrix, size_t panel, int8_t* to) {
   const size_t groups = matrix.groups(), depth = matrix.depth();
-  const uint8_t* w = matrix.panel(panel);
   const uint8_t* zeros = matrix.panel_zeros(panel);
   const __m512i low = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(static_cast<char>(128));
   for (size_t g = 0; g < groups; ++g) {
-    w += 64;
+    const uint8_t* w = matrix.panel(panel) + matrix.numbers_at(g);
     if (matrix.bits == 8) {
       for (size_t quad = 0; quad < depth / 4; ++quad, w += 64, to += 64) {
         _mm512_store_si512(to, _mm512_xor_si512(_mm512_loadu_si512(w), sign));
@@ -93,9 +93,10 @@ struct Block {
 
 struct Job {
   const int8_t* weights;  // signed
-  const uint8_t* scales;  // of the first group; one each block_bytes
+  const IntMatrix* matrix;
+  const uint8_t* panel;   // its scales are used
   const uint8_t* zeros;   // where they are still to be taken off
-  size_t depth, chunk, groups, block_bytes;
+  size_t depth, chunk, groups;
   bool long_groups;
   size_t tile_bytes;  // of rows
   Block block;
@@ -196,7 +197,7 @@ DSV3_ALWAYS_INLINE __m512i zero_of(const Job& job, size_t g) {
 
 template <int Rows, bool Zeros, bool Long>
 DSV3_ALWAYS_INLINE void add_group(const Job& job, size_t g, const int32_t* sums, __m512 (&total)[Rows]) {
-  const __m512 column = _mm512_loadu_ps(job.scales + g * job.block_bytes);
+  const __m512 column = load_scales(job.panel + job.matrix->scales_at(g), job.matrix->narrow_scales);
   const __m512i zero = zero_of<Zeros>(job, g);
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
@@ -262,7 +263,7 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
   job.depth = matrix.depth();
   job.chunk = job.depth % 64 == 0 ? 64 : 32;
   job.groups = matrix.groups();
-  job.block_bytes = matrix.block_bytes();
+  job.matrix = &matrix;
   job.long_groups = job.depth / job.chunk >= kParts;
   job.tile_bytes = height * job.chunk;
   job.ldy = ldy;
@@ -298,7 +299,7 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
       for (size_t i = 0; i < panels; ++i) {
         const size_t p = begin + i, columns = matrix.N - p * kPanel;
         job.weights = weights + i * panel_bytes;
-        job.scales = matrix.panel(p);
+        job.panel = matrix.panel(p);
         job.zeros = matrix.panel_zeros(p);
         job.columns = static_cast<__mmask16>(columns < kPanel ? (1u << columns) - 1 : 0xffffu);
         job.y = y + (p - first) * kPanel + first_row(block) * ldy;

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "int_kernels.h"
+#include "int_scales.h"
 
 namespace dsv3::avx2 {
 namespace {
@@ -18,6 +19,7 @@ struct Job {
   const uint8_t* at;
   const uint8_t* zeros;
   size_t depth, groups;
+  bool narrow_scales;
   const int8_t* q;
   size_t stride;
   const float* scale;
@@ -116,11 +118,16 @@ void multiply(const Job& job) {
   __m256 total[Rows][2];
   for (int m = 0; m < Rows; ++m) total[m][0] = total[m][1] = _mm256_setzero_ps();
   const uint8_t* w = job.at;
+  const uint8_t* scales = w;
   const int8_t* q = job.q;
   for (size_t g = 0; g < job.groups; ++g) {
-    const float* scale = reinterpret_cast<const float*>(w);
-    _mm_prefetch(reinterpret_cast<const char*>(w + kAhead), _MM_HINT_T0);
-    w += 64;
+    if (job.narrow_scales && g % 2 == 1) {  // the second of those that share a line of scales
+      scales += kScaleLine / 2;
+    } else {
+      _mm_prefetch(reinterpret_cast<const char*>(w + kAhead), _MM_HINT_T0);
+      scales = w;
+      w += kScaleLine;
+    }
     Sums<Rows> sums;
 #pragma GCC unroll 4
     for (int m = 0; m < Rows; ++m) sums.of[m][0] = sums.of[m][1] = _mm256_setzero_si256();
@@ -129,7 +136,7 @@ void multiply(const Job& job) {
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m256 column = _mm256_loadu_ps(scale + 8 * half);
+      const __m256 column = load_scales(scales, job.narrow_scales, half);
       const __m256i zero = zero_of<Bits>(job.zeros, g, half);
 #pragma GCC unroll 4
       for (int m = 0; m < Rows; ++m) {
@@ -156,7 +163,7 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
   for (size_t p = first; p < first + count; ++p, y += kPanel) {
     for (size_t m = 0; m < rows.rows; m += kMostRows) {
       const size_t part = rows.rows - m < kMostRows ? rows.rows - m : kMostRows;
-      multiply[part - 1]({matrix.panel(p), matrix.panel_zeros(p), matrix.depth(), groups, rows.q + m * rows.stride,
+      multiply[part - 1]({matrix.panel(p), matrix.panel_zeros(p), matrix.depth(), groups, matrix.narrow_scales, rows.q + m * rows.stride,
                           rows.stride, rows.scale + m * groups, rows.sum + m * groups, y + m * ldy, ldy,
                           matrix.N - p * kPanel});
     }

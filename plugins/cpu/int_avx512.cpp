@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "int_kernels.h"
+#include "int_scales.h"
 
 namespace dsv3::avx512 {
 namespace {
@@ -23,6 +24,7 @@ struct Job {
   size_t panel_bytes, panel_zeros, panel_columns;  // from one of the panels to the next
   size_t depth, groups;
   bool cold;  // further rows find the panels in the cache
+  bool narrow_scales;
   const int8_t* q;
   size_t stride;
   const float* scale;
@@ -106,14 +108,22 @@ void multiply(const Job& job) {
   for (int m = 0; m < Rows * Panels; ++m) total[m / Rows][m % Rows] = _mm512_setzero_ps();
   const uint8_t* w = job.at;
   const int8_t* q = job.q;
+  const uint8_t* scales = w;
   for (size_t g = 0; g < job.groups; ++g) {
     __m512 scale[Panels];
     Sums<Rows, Panels> sums;
+    const bool second = job.narrow_scales && g % 2 == 1;  // of those that share a line of scales
+    if (second) {
+      scales += kScaleLine / 2;
+    } else {
+      scales = w;
+      w += kScaleLine;
+    }
 #pragma GCC unroll 2
     for (int panel = 0; panel < Panels; ++panel) {
-      const uint8_t* line = w + panel * job.panel_bytes;
-      prefetch<Bits, Rows>(line, job);
-      scale[panel] = _mm512_loadu_ps(line);
+      const uint8_t* line = scales + panel * job.panel_bytes;
+      if (!second) prefetch<Bits, Rows>(line, job);
+      scale[panel] = load_scales(line, job.narrow_scales);
 #pragma GCC unroll 8
       for (int m = 0; m < Rows; ++m) {
 #pragma GCC unroll 4
@@ -123,7 +133,6 @@ void multiply(const Job& job) {
         if constexpr (!Zeros) sums.of[panel][m][0] = _mm512_set1_epi32(job.start[m * job.groups + g]);
       }
     }
-    w += 64;
     for (const int8_t* end = q + job.depth; q < end; q += 16, w += 32 * Bits) {
       add_four_quads<Bits, Rows, Panels>(sums, w, q, job);
     }
@@ -188,6 +197,7 @@ void int_panel(const IntMatrix& matrix, size_t first, size_t count, const Quanti
   Job job{};
   job.depth = matrix.depth();
   job.groups = matrix.groups();
+  job.narrow_scales = matrix.narrow_scales;
   job.panel_bytes = matrix.panel_bytes();
   job.panel_zeros = job.groups * kPanel;
   job.stride = rows.stride;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "int_kernels.h"
+#include "int_scales.h"
 
 namespace dsv3::avx2 {
 namespace {
@@ -35,14 +36,15 @@ DSV3_ALWAYS_INLINE void add_quad(__m256 (&lanes)[4], __m256i bytes, __m256 zero,
 template <int Bits>
 __m256 multiply(const Job& job) {
   const IntMatrix& matrix = *job.matrix;
-  const size_t groups = matrix.groups(), block_bytes = matrix.block_bytes();
-  const uint8_t* at = matrix.panel(job.panel);
+  const size_t groups = matrix.groups();
+  const uint8_t* panel = matrix.panel(job.panel);
   const uint8_t* zeros = matrix.panel_zeros(job.panel);
   __m256 zero = _mm256_set1_ps(1 << (Bits - 1)), total = _mm256_setzero_ps();
-  for (size_t g = 0; g < groups; ++g, at += block_bytes) {
+  for (size_t g = 0; g < groups; ++g) {
+    const uint8_t* numbers = panel + matrix.numbers_at(g);
     const size_t left = matrix.K - g * matrix.group, count = left < matrix.group ? left : matrix.group;
     const float* x = job.x + g * matrix.group;
-    const uint8_t* block = at + 64 + 32 * job.half;
+    const uint8_t* block = numbers + 32 * job.half;
     if (zeros != nullptr) {
       const auto* these = reinterpret_cast<const __m128i*>(zeros + g * kPanel + 8 * job.half);
       zero = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(these)));
@@ -55,7 +57,7 @@ __m256 multiply(const Job& job) {
       add_quad(lanes, bytes_of<Bits>(block, count / 4), zero, last);
     }
     const __m256 sum = _mm256_add_ps(_mm256_add_ps(lanes[0], lanes[1]), _mm256_add_ps(lanes[2], lanes[3]));
-    const __m256 scale = _mm256_loadu_ps(reinterpret_cast<const float*>(at) + 8 * job.half);
+    const __m256 scale = load_scales(panel + matrix.scales_at(g), matrix.narrow_scales, job.half);
     total = _mm256_fmadd_ps(sum, scale, total);
   }
   return total;

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "int_kernels.h"
+#include "int_scales.h"
 
 namespace dsv3::avx512 {
 namespace {
@@ -62,12 +63,13 @@ DSV3_ALWAYS_INLINE void add_group(Lanes<Rows>& lanes, const uint8_t* block, __m5
 template <int Bits, int Rows>
 void multiply(const Job& job) {
   const IntMatrix& matrix = *job.matrix;
-  const size_t groups = matrix.groups(), block_bytes = matrix.block_bytes();
-  const uint8_t* at = matrix.panel(job.panel);
+  const size_t groups = matrix.groups();
+  const uint8_t* panel = matrix.panel(job.panel);
   const uint8_t* zeros = matrix.panel_zeros(job.panel);
   __m512 zero = _mm512_set1_ps(1 << (Bits - 1)), total[Rows];
   for (int m = 0; m < Rows; ++m) total[m] = _mm512_setzero_ps();
-  for (size_t g = 0; g < groups; ++g, at += block_bytes) {
+  for (size_t g = 0; g < groups; ++g) {
+    const uint8_t* numbers = panel + matrix.numbers_at(g);
     const size_t begin = g * matrix.group, left = matrix.K - begin;
     if (zeros != nullptr) {
       const auto* these = reinterpret_cast<const __m128i*>(zeros + g * kPanel);
@@ -79,8 +81,8 @@ void multiply(const Job& job) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) lanes.of[m][i] = _mm512_setzero_ps();
     }
-    add_group<Bits, Rows>(lanes, at + 64, zero, job, begin, left < matrix.group ? left : matrix.group);
-    const __m512 scale = _mm512_loadu_ps(at);
+    add_group<Bits, Rows>(lanes, numbers, zero, job, begin, left < matrix.group ? left : matrix.group);
+    const __m512 scale = load_scales(panel + matrix.scales_at(g), matrix.narrow_scales);
 #pragma GCC unroll 4
     for (int m = 0; m < Rows; ++m) {
       const __m512* lane = lanes.of[m];

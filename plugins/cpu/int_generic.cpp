@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "int_kernels.h"
+#include "int_scales.h"
 
 namespace dsv3 {
 namespace {
@@ -56,20 +57,21 @@ int32_t group_sum(const uint8_t* block, int bits, size_t n, const int8_t* q, siz
 }
 
 void panel(const IntMatrix& matrix, size_t first, size_t count, const QuantisedRows& rows, float* y, size_t ldy) {
-  const size_t groups = matrix.groups(), depth = matrix.depth(), block_bytes = matrix.block_bytes();
+  const size_t groups = matrix.groups(), depth = matrix.depth();
   for (size_t p = first; p < first + count; ++p, y += kPanel) {
     const uint8_t* zeros = matrix.panel_zeros(p);
     const size_t columns = std::min(kPanel, matrix.N - p * kPanel);
     for (size_t m = 0; m < rows.rows; ++m) {
       float total[kPanel] = {};
-      const uint8_t* at = matrix.panel(p);
-      for (size_t g = 0; g < groups; ++g, at += block_bytes) {
-        const float* scale = reinterpret_cast<const float*>(at);
+      for (size_t g = 0; g < groups; ++g) {
+        const uint8_t* numbers = matrix.panel(p) + matrix.numbers_at(g);
+        const uint8_t* scales = matrix.panel(p) + matrix.scales_at(g);
         const int8_t* q = rows.q + m * rows.stride + g * depth;
         for (size_t n = 0; n < kPanel; ++n) {
-          const int32_t all = group_sum(at + kPanel * sizeof(float), matrix.bits, n, q, depth);
+          const int32_t all = group_sum(numbers, matrix.bits, n, q, depth);
           const int32_t sum = all - zero_point(zeros, matrix.bits, g, n) * rows.sum[m * groups + g];
-          total[n] = std::fmaf(static_cast<float>(sum), rows.scale[m * groups + g] * scale[n], total[n]);
+          const float scale = rows.scale[m * groups + g] * scale_of(scales, matrix.narrow_scales, n);
+          total[n] = std::fmaf(static_cast<float>(sum), scale, total[n]);
         }
       }
       std::copy_n(total, columns, y + m * ldy);
@@ -87,20 +89,20 @@ float float_group(const uint8_t* block, int bits, size_t n, int zero, const floa
 
 void float_panel(const IntMatrix& matrix, size_t first, size_t count, const float* x, size_t ldx, size_t rows,
                  float* y, size_t ldy) {
-  const size_t groups = matrix.groups(), block_bytes = matrix.block_bytes();
+  const size_t groups = matrix.groups();
   for (size_t p = first; p < first + count; ++p, y += kPanel) {
     const uint8_t* zeros = matrix.panel_zeros(p);
     const size_t columns = std::min(kPanel, matrix.N - p * kPanel);
     for (size_t m = 0; m < rows; ++m) {
       float total[kPanel] = {};
-      const uint8_t* at = matrix.panel(p);
-      for (size_t g = 0; g < groups; ++g, at += block_bytes) {
-        const float* scale = reinterpret_cast<const float*>(at);
+      for (size_t g = 0; g < groups; ++g) {
+        const uint8_t* numbers = matrix.panel(p) + matrix.numbers_at(g);
+        const uint8_t* scales = matrix.panel(p) + matrix.scales_at(g);
         const size_t begin = g * matrix.group, there = std::min(matrix.group, matrix.K - begin);
         for (size_t n = 0; n < columns; ++n) {
-          const float sum = float_group(at + kPanel * sizeof(float), matrix.bits, n,
-                                        zero_point(zeros, matrix.bits, g, n), x + m * ldx + begin, there);
-          total[n] = std::fmaf(sum, scale[n], total[n]);
+          const int zero = zero_point(zeros, matrix.bits, g, n);
+          const float sum = float_group(numbers, matrix.bits, n, zero, x + m * ldx + begin, there);
+          total[n] = std::fmaf(sum, scale_of(scales, matrix.narrow_scales, n), total[n]);
         }
       }
       std::copy_n(total, columns, y + m * ldy);

@@ -19,9 +19,11 @@ namespace dsv3 {
 
 // Rows of N that lie side by side: one panel. A product writes its columns of y.
 constexpr size_t kPanel = 16;
+constexpr size_t kScaleLine = kPanel * sizeof(float);
 
 // Sizes of a packed matrix. A panel is, group by group, one stream of memory:
 //     float scale[16]; then for each four numbers along K (a quad) 64 bytes [16 n][4 k], unsigned.
+// Where all scales are numbers that bfloat16 has, a line of 64 bytes has those of two groups, and both groups follow it.
 // With 4 bits, 64 bytes hold two quads, that of the lower k in the low halves. Groups are filled up to a multiple of 32
 // along K, ragged N to 16 rows, all with zero points, whose products are 0. Zero points, if not all 2^(bits-1), follow
 // the panels: uint8 [panels][G][16].
@@ -30,12 +32,21 @@ struct IntShape {
   size_t group;   // neighbours along K that share a scale; K for one scale a row
   size_t N, K;
   bool zero_points;
+  bool narrow_scales = false;  // kept as bfloat16
 
   DSV3_ALWAYS_INLINE size_t groups() const { return (K + group - 1) / group; }
   DSV3_ALWAYS_INLINE size_t depth() const { return (group + 31) / 32 * 32; }  // of a group, in memory
   DSV3_ALWAYS_INLINE size_t panels() const { return (N + kPanel - 1) / kPanel; }
-  DSV3_ALWAYS_INLINE size_t block_bytes() const { return kPanel * sizeof(float) + kPanel * depth() * bits / 8; }
-  DSV3_ALWAYS_INLINE size_t panel_bytes() const { return groups() * block_bytes(); }
+  DSV3_ALWAYS_INLINE size_t numbers_bytes() const { return kPanel * depth() * bits / 8; }  // of a group
+  // Where a group's scales and its numbers begin in a panel.
+  DSV3_ALWAYS_INLINE size_t scales_at(size_t g) const {
+    return narrow_scales ? g / 2 * (kScaleLine + 2 * numbers_bytes()) + g % 2 * kScaleLine / 2
+                         : g * (kScaleLine + numbers_bytes());
+  }
+  DSV3_ALWAYS_INLINE size_t numbers_at(size_t g) const {
+    return (narrow_scales ? g / 2 + 1 : g + 1) * kScaleLine + g * numbers_bytes();
+  }
+  DSV3_ALWAYS_INLINE size_t panel_bytes() const { return numbers_at(groups() - 1) + numbers_bytes(); }
   DSV3_ALWAYS_INLINE size_t zero_offset() const { return panels() * panel_bytes(); }
   DSV3_ALWAYS_INLINE size_t bytes() const { return zero_offset() + (zero_points ? panels() * groups() * kPanel : 0); }
 };
@@ -66,6 +77,9 @@ struct ColumnSource {
   size_t weight_stride;  // bytes from one k to the next
   const float* scale;    // [N]
 };
+
+// Whether `count` scales are all numbers that bfloat16 has.
+bool are_narrow(const float* scales, size_t count);
 
 // Write panels [first, first + count) into `data`, the memory of the whole matrix.
 void pack_rows(const IntShape& shape, const RowSource& source, size_t first, size_t count, uint8_t* data);

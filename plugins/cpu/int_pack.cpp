@@ -30,26 +30,44 @@ void put_row4(uint8_t* block, size_t n, const uint8_t* weight, size_t count, siz
   }
 }
 
+void put_scale(uint8_t* scales, bool narrow, size_t n, float scale) {
+  uint8_t bytes[sizeof scale];
+  std::memcpy(bytes, &scale, sizeof scale);
+  if (narrow) {
+    std::memcpy(scales + 2 * n, bytes + 2, 2);
+  } else {
+    std::memcpy(scales + 4 * n, bytes, 4);
+  }
+}
+
 }  // namespace
 
+bool are_narrow(const float* scales, size_t count) {
+  return std::all_of(scales, scales + count, [](float scale) {
+    uint32_t bits;
+    std::memcpy(&bits, &scale, sizeof bits);
+    return (bits & 0xffff) == 0;
+  });
+}
+
 void pack_rows(const IntShape& shape, const RowSource& source, size_t first, size_t count, uint8_t* data) {
-  const size_t groups = shape.groups(), depth = shape.depth(), block_bytes = shape.block_bytes();
+  const size_t groups = shape.groups(), depth = shape.depth();
   const size_t group_bytes = shape.group * shape.bits / 8;
   const unsigned middle = 1u << (shape.bits - 1);
   for (size_t panel = first; panel < first + count; ++panel) {
     uint8_t* at = data + panel * shape.panel_bytes();
     uint8_t* zeros = shape.zero_points ? data + shape.zero_offset() + panel * groups * kPanel : nullptr;
-    for (size_t g = 0; g < groups; ++g, at += block_bytes) {
-      std::memset(at, 0, block_bytes);
-      float* scales = reinterpret_cast<float*>(at);
-      uint8_t* block = at + kPanel * sizeof(float);
+    std::memset(at, 0, shape.panel_bytes());
+    for (size_t g = 0; g < groups; ++g) {
+      uint8_t* scales = at + shape.scales_at(g);
+      uint8_t* block = at + shape.numbers_at(g);
       const size_t numbers = std::min(shape.group, shape.K - g * shape.group);
       for (size_t i = 0; i < kPanel; ++i) {
         const size_t n = panel * kPanel + i;
         const bool inside = n < shape.N;
         const uint8_t* zero_row = inside && source.zero ? source.zero + n * source.zero_stride : nullptr;
         const unsigned zero = zero_row ? number(zero_row, shape.bits, g) : middle;
-        if (inside) scales[i] = source.scale[n * source.scale_stride + g];
+        if (inside) put_scale(scales, shape.narrow_scales, i, source.scale[n * source.scale_stride + g]);
         if (zeros) zeros[g * kPanel + i] = static_cast<uint8_t>(zero);
         const uint8_t* weight = inside ? source.weight + n * source.weight_stride + g * group_bytes : nullptr;
         const size_t there = inside ? numbers : 0;
@@ -68,7 +86,7 @@ void pack_columns(const IntShape& shape, const ColumnSource& source, size_t firs
   for (size_t panel = first; panel < first + count; ++panel) {
     uint8_t* at = data + panel * shape.panel_bytes();
     float* scales = reinterpret_cast<float*>(at);
-    uint8_t* block = at + kPanel * sizeof(float);
+    uint8_t* block = at + shape.numbers_at(0);
     const size_t begin = panel * kPanel, columns = std::min(kPanel, shape.N - begin);
     std::fill_n(scales, kPanel, 0.0f);
     std::copy_n(source.scale + begin, columns, scales);

@@ -47,7 +47,7 @@ template <typename Put>
 void each_quad(const IntMatrix& matrix, const Put& put) {
   for (size_t p = 0; p < matrix.panels(); ++p) {
     const float* scale = reinterpret_cast<const float*>(matrix.panel(p));
-    const uint8_t* quads = matrix.panel(p) + kPanel * sizeof(float);
+    const uint8_t* quads = matrix.panel(p) + matrix.numbers_at(0);
     const size_t columns = std::min(kPanel, matrix.N - p * kPanel);
     for (size_t k = 0; k < matrix.K; k += 4) put(p * kPanel, columns, k, quads + k * kPanel, scale);
   }

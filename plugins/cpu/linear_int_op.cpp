@@ -76,11 +76,13 @@ struct LinearInt {
     const std::string activations = node.text("activations", "int8");
     require(activations == "int8" || activations == "none", "activations: expected int8 or none, got ", activations);
     rounded_ = activations == "int8";
-    const IntShape shape = shape_of(node);
+    IntShape shape = shape_of(node);
     const RowSource source = source_of(node, shape);
+    shape.narrow_scales = are_narrow(source.scale, shape.N * shape.groups());
     const std::string layout = "int panels of rows, bits " + std::to_string(shape.bits) + ", group " +
                                std::to_string(shape.group) + ", " + std::to_string(shape.N) + " x " +
-                               std::to_string(shape.K) + (shape.zero_points ? ", zero points" : "");
+                               std::to_string(shape.K) + (shape.zero_points ? ", zero points" : "") +
+                               (shape.narrow_scales ? ", narrow scales" : "");
     weight_ = shared_weights<PackedMatrix>(source.weight, layout,
                                            [&] { return packed(shape, source, node.threads()); });
   }

@@ -42,6 +42,7 @@ IntBankSource source_of(const NodeInfo& node, const Bank& bank, size_t N, size_t
   const Tensor scales = node.weight(bank.scales, name_of(bank, "_scale").c_str());
   require_shape(scales, name_of(bank, "_scale").c_str(), {experts, rows, groups});
   source.rows = {numbers.u8(), static_cast<size_t>(row_bytes), scales.f32(), source.shape.groups(), nullptr, 0};
+  source.shape.narrow_scales = are_narrow(scales.f32(), static_cast<size_t>(scales.shape.count()));
   if (const auto zeros = node.constant(bank.zeros)) {
     const int64_t zero_bytes = (groups * bits + 7) / 8;
     require_shape(*zeros, name_of(bank, "_zero").c_str(), {experts, rows, zero_bytes});
@@ -56,7 +57,8 @@ std::shared_ptr<const PackedBank> packed(const IntBankSource& source, size_t exp
   const IntShape& shape = source.shape;
   const std::string layout = "experts int" + std::to_string(shape.bits) + " group " + std::to_string(shape.group) + " " +
                              std::to_string(experts) + "x" + std::to_string(shape.N) + "x" + std::to_string(shape.K) +
-                             (shape.zero_points ? " zero points" : "");
+                             (shape.zero_points ? " zero points" : "") +
+                             (shape.narrow_scales ? " narrow scales" : "");
   return shared_weights<PackedBank>(source.rows.weight, layout, [&] {
     return std::make_shared<PackedBank>(source, experts, short_lived_threads(node.threads()));
   });

@@ -44,10 +44,10 @@ def calibrated(tiny_bf16: Path, text: Path, tmp_path_factory: pytest.TempPathFac
 def test_the_executor_fits_the_same_weights(
     calibrated: Path, plain: Engine, text: Path, tiny_bf16: Path, goldens: Callable[[str], Path]
 ) -> None:
-    """It stands apart from the engine by the kernels' rounding: by 2 % of what int4 costs."""
+    """It stands apart from the engine by the kernels' rounding: by 3 % of what int4 costs."""
     checkpoint = Checkpoint.open(tiny_bf16)
     recipe = EngineFiles.open(calibrated).manifest.recipe
     executor = Executor(checkpoint, recipe=recipe, calibration_ids=calibration_sequences(text, checkpoint))
     ids = json.loads((goldens("bf16").parent / "heldout_token_ids.json").read_text())[:100]
     engine = Engine.load(calibrated, threads=1)
-    assert compare(engine, executor, ids).kl_mean < 0.02 * compare(engine, plain, ids).kl_mean
+    assert compare(engine, executor, ids).kl_mean < 0.03 * compare(engine, plain, ids).kl_mean

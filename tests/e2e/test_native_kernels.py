@@ -39,7 +39,7 @@ def test_both_kinds_of_kernels_agree(engine_of: Callable[[str], Path], precision
         assert np.quantile(worst, 0.95) < ROUNDED
     else:
         assert_close(native.logits(PROMPT), own.logits(PROMPT), LOGITS, precision)
-    for first in (5, 40, 300):
+    for first in (5, 60, 300):  # whose continuations have no near tie
         prompt = [first, 7, 90]
         assert native.generate(prompt, 12).token_ids == own.generate(prompt, 12).token_ids
 

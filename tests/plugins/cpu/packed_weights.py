@@ -41,7 +41,10 @@ class PackedWeights:
 def random_weights(
     generator: np.random.Generator, bits: int, group: int, columns: int, depth: int, zero_points: bool
 ) -> PackedWeights:
-    """Numbers of the whole range; what fills up the last group is random too, for it must not matter."""
+    """Numbers of the whole range; what fills up the last group is random too, for it must not matter.
+
+    Scales are numbers that bfloat16 has where `depth` is odd, as kernels keep such in 16 bits.
+    """
     groups = -(-depth // group)
     filled = generator.integers(0, 1 << bits, (columns, groups * group))
     zeros = (
@@ -50,10 +53,17 @@ def random_weights(
         else np.full((columns, groups), 1 << bits - 1)
     )
     scale = generator.uniform(0.001, 0.02, (columns, groups)).astype(np.float32)
+    if depth % 2:
+        scale = narrow(scale)
     blocks = _packed(filled, bits).reshape(columns, groups, group * bits // 8)
     return PackedWeights(
         bits, group, filled[:, :depth], zeros, blocks, scale, _packed(zeros, bits) if zero_points else None
     )
+
+
+def narrow(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The next smaller scales that bfloat16 has."""
+    return (scale.view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
 def _packed(numbers: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:

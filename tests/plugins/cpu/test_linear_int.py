@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,25 @@ def test_rows_do_not_depend_on_batch_or_threads(
         part = slice(begin, begin + rows)
         np.testing.assert_array_equal(alone(x=x[part])[0], together[part], err_msg=f"{rows} rows")
         begin += rows
+
+
+@pytest.mark.parametrize("activations", ["int8", "none"])
+@pytest.mark.parametrize(("bits", "group", "zero_points"), [(8, 32, False), (8, 96, True), (4, 32, False), (4, 64, True)])
+def test_narrow_scales_give_the_same_bits(
+    activations: str, bits: int, group: int, zero_points: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One scale that bfloat16 does not have makes all of a matrix wide; the other columns must not notice."""
+    generator = np.random.default_rng(5)
+    narrowed = random_weights(generator, bits, group, 50, 357, zero_points)
+    wide = replace(narrowed, scale=narrowed.scale.copy())
+    wide.scale[-1, -1] = np.float32(0.1)
+    x = generator.standard_normal((20, 357), np.float32)
+    for isa in instruction_sets():
+        monkeypatch.setenv("DSV3EXPORT_CPU_ISA", isa)
+        for rows in (1, 3, 20):
+            found = [node(each, tmp_path, activations)(x=x[:rows])[0] for each in (narrowed, wide)]
+            np.testing.assert_array_equal(found[0][:, :-1], found[1][:, :-1])
+            assert (found[0][:, -1] != found[1][:, -1]).all()
 
 
 def test_what_is_not_finite_stays_in_its_row(tmp_path: Path) -> None:
