@@ -49,7 +49,7 @@ def descend(
 
 
 def _best_scale(scale: Tensor, value: Tensor, hessian: Tensor, slope: Tensor) -> Tensor:
-    """The best scale [..., N] that can be stored, for a group that now has the given one and values; updates `slope`."""
+    """The best scale [..., N] that can be stored, for a group with the given one and values; updates `slope`."""
     response = value @ hessian
     curvature = (response * value).sum(-1)
     factor = 1 + (slope * value).sum(-1) / torch.where(curvature > 0, curvature, torch.inf)

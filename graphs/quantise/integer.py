@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dsv3export.graphs.quantise.int_weight import Float32, IntWeight, UInt8, in_groups, middle, out_of_groups, stored_scale
+from dsv3export.graphs.quantise.int_weight import (
+    Float32,
+    IntWeight,
+    UInt8,
+    in_groups,
+    middle,
+    out_of_groups,
+    stored_scale,
+)
 
 _SMALLEST_SCALE = np.finfo(np.float32).tiny  # below it a scale is subnormal, and w / scale no longer near the range
 
@@ -38,7 +46,7 @@ def grid(groups: Float32, bits: int, symmetric: bool) -> tuple[Float32, UInt8 | 
 
 
 def usable_scale(scale: Float32) -> Float32:
-    """As it is stored; a group of zeros (or of numbers too small to divide by) gets the scale 1, and so the value zero."""
+    """As stored; a group of zeros (or of numbers too small to divide by) gets the scale 1, and so the value zero."""
     usable = np.where(scale >= _SMALLEST_SCALE, scale, 1).astype(np.float32)
     stored: Float32 = stored_scale(torch.from_numpy(usable)).numpy()
     return stored

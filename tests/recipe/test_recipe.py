@@ -60,7 +60,8 @@ def test_presets(precision: str, layers: str, head: str, embedding: str) -> None
 def test_the_int8_preset_has_smaller_groups_than_the_format() -> None:
     recipe = Recipe.for_precision("int8")
     fine, routed = Scheme.of("int8", {"group_size": 32}), Scheme.of("int8", {"group_size": 64})
-    expected = dict.fromkeys(COMPONENTS, fine) | {"routed_experts": routed, "embedding": BF16}
+    searched = Scheme.of("int8", {"group_size": 32, "method": "mse"})
+    expected = dict.fromkeys(COMPONENTS, fine) | {"attention": searched, "routed_experts": routed, "embedding": BF16}
     assert recipe.components == expected
     methods = {scheme.method for scheme in Recipe.for_precision("int8", calibrated=True).components.values()}
     assert methods == {"gptq", BF16.method}

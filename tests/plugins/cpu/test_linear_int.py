@@ -131,7 +131,9 @@ def test_rows_do_not_depend_on_batch_or_threads(
 
 
 @pytest.mark.parametrize("activations", ["int8", "none"])
-@pytest.mark.parametrize(("bits", "group", "zero_points"), [(8, 32, False), (8, 96, True), (4, 32, False), (4, 64, True)])
+@pytest.mark.parametrize(
+    ("bits", "group", "zero_points"), [(8, 32, False), (8, 96, True), (4, 32, False), (4, 64, True)]
+)
 def test_narrow_scales_give_the_same_bits(
     activations: str, bits: int, group: int, zero_points: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
