@@ -26,18 +26,16 @@ struct Sizes {
 struct Parts {
   size_t slot, first;  // the sequence; the group's first query, of its S * H
   size_t count, parts;
-  float* found;        // [parts][(2 + Dc) * 16]: largest, sum, mixed
+  float* q;            // [Dc + Dr][16]
+  float* found;        // [parts][seen_numbers(Dc)]
 };
-
-size_t found_numbers(size_t latent) { return (2 + latent) * kQueries; }
 
 // One group over one part of its keys.
 void attend_part(const AttentionKernels& kernels, const HeadSizes& heads, const Sizes& sizes, const Step& step,
-                 const float* queries, const Parts& group, size_t part) {
+                 const Parts& group, size_t part) {
   Scratch scratch;
-  QueryGroup mine = new_group(sizes.width, sizes.latent, step.scale, group.count, scratch);
-  const float* rows = queries + group.first * sizes.width;
-  put_queries(mine, 0, rows, sizes.width, sizes.width);
+  QueryGroup mine = group_of(group.q, sizes.width, sizes.latent, step.scale, group.count,
+                             group.found + part * seen_numbers(sizes.latent));
   const auto start = static_cast<size_t>(step.start[group.slot]);
   put_seen(mine, [&](size_t query) { return start + (group.first + query) / sizes.heads + 1; });
   const LatentRows cached(step, heads, scratch);
@@ -47,13 +45,11 @@ void attend_part(const AttentionKernels& kernels, const HeadSizes& heads, const 
     const float* latents = cached.get(group.slot, begin, count);
     attend(kernels, mine, begin, {latents, sizes.width, latents, sizes.width, count, nullptr});
   }
-  float* found = group.found + part * found_numbers(sizes.latent);
-  std::memcpy(found, mine.queries.largest, found_numbers(sizes.latent) * sizeof(float));
 }
 
 // mixed[query][Dc] of a group from its parts, in their order; what the first one found is used up.
 void combine(const AttentionKernels& kernels, const Sizes& sizes, const Parts& group, float* mixed) {
-  const size_t numbers = found_numbers(sizes.latent);
+  const size_t numbers = seen_numbers(sizes.latent);
   float largest[kQueries], share[kQueries], sum[kQueries] = {};
   std::copy_n(group.found, kQueries, largest);
   for (size_t part = 1; part < group.parts; ++part) {
@@ -109,14 +105,20 @@ void attend_absorbed(const Parallel& parallel, const UpProjections& up, const He
     const size_t count = std::min(kQueries, of_slot - begin);
     const size_t seen = static_cast<size_t>(step.start[slot]) + (begin + count - 1) / H + 1;
     const size_t parts = parts_of(seen);
-    all[index] = {slot, begin, count, parts, scratch.take<float>(parts * found_numbers(sizes.latent))};
+    all[index] = {slot, begin, count, parts, scratch.take<float>(sizes.width * kQueries),
+                  scratch.take<float>(parts * seen_numbers(sizes.latent))};
     ends[index] = tasks += parts;
   }
+  parallel.run(groups, [&](size_t index) {
+    const Parts& group = all[index];
+    std::fill_n(group.q, sizes.width * kQueries, 0.0f);
+    const float* rows = queries + ((group.slot - first) * of_slot + group.first) * sizes.width;
+    put_queries(group.q, group.count, rows, sizes.width, sizes.width);
+  });
   parallel.run(tasks, [&](size_t task) {
     const auto index = static_cast<size_t>(std::upper_bound(ends, ends + groups, task) - ends);
     const Parts& group = all[index];
-    attend_part(kernels, heads, sizes, step, queries + (group.slot - first) * of_slot * sizes.width, group,
-                task - (ends[index] - group.parts));
+    attend_part(kernels, heads, sizes, step, group, task - (ends[index] - group.parts));
   });
   parallel.run(groups, [&](size_t index) {
     combine(kernels, sizes, all[index], mixed + (all[index].slot - first) * of_slot * sizes.latent);

@@ -31,8 +31,9 @@ QueryGroup* query_groups(const HeadSizes& sizes, const Step& step, size_t slot, 
     const size_t begin = index * kQueries, row = (slot * step.tokens + begin) * H + head;
     QueryGroup group = new_group(sizes.nope + sizes.rope, sizes.value, step.scale,
                                  std::min(kQueries, step.tokens - begin), scratch);
-    put_queries(group, 0, step.q_nope + row * sizes.nope, H * sizes.nope, sizes.nope);
-    put_queries(group, sizes.nope, step.q_pe + row * sizes.rope, H * sizes.rope, sizes.rope);
+    put_queries(group.q, group.count, step.q_nope + row * sizes.nope, H * sizes.nope, sizes.nope);
+    float* rotary = group.q + sizes.nope * kQueries;
+    put_queries(rotary, group.count, step.q_pe + row * sizes.rope, H * sizes.rope, sizes.rope);
     put_seen(group, [&](size_t query) { return start + begin + query + 1; });
     all[index] = group;
   }

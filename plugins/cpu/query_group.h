@@ -19,24 +19,32 @@ struct QueryGroup {
   size_t last() const { return seen[kQueries - 1]; }
 };
 
-// Nothing seen yet; q is zero. `columns` of values.
-inline QueryGroup new_group(size_t width, size_t columns, float scale, size_t count, Scratch& scratch) {
+// What a group has seen: the largest score, the sum, `columns` of values.
+inline size_t seen_numbers(size_t columns) { return (2 + columns) * kQueries; }
+
+// Queries that lie in `q` already, [width][16]; nothing seen yet, which is kept in `numbers`.
+inline QueryGroup group_of(float* q, size_t width, size_t columns, float scale, size_t count, float* numbers) {
   QueryGroup group{};
   group.count = count;
-  group.q = scratch.take<float>(width * kQueries);
-  std::fill_n(group.q, width * kQueries, 0.0f);
-  float* numbers = scratch.take<float>((2 + columns) * kQueries);
-  group.queries = {group.q, width, scale, numbers, numbers + kQueries, numbers + 2 * kQueries, columns};
+  group.q = q;
+  group.queries = {q, width, scale, numbers, numbers + kQueries, numbers + 2 * kQueries, columns};
   // finite, so that a part of the keys of which a query sees none counts e^(this - largest) = 0
   std::fill_n(group.queries.largest, kQueries, -1e30f);
   std::fill_n(numbers + kQueries, (1 + columns) * kQueries, 0.0f);
   return group;
 }
 
-// Numbers [at, at + width) of the queries, from rows that are `stride` numbers apart.
-inline void put_queries(QueryGroup& group, size_t at, const float* rows, size_t stride, size_t width) {
-  for (size_t query = 0; query < group.count; ++query) {
-    for (size_t k = 0; k < width; ++k) group.q[(at + k) * kQueries + query] = rows[query * stride + k];
+// The same with memory of its own; q is zero.
+inline QueryGroup new_group(size_t width, size_t columns, float scale, size_t count, Scratch& scratch) {
+  float* q = scratch.take<float>(width * kQueries);
+  std::fill_n(q, width * kQueries, 0.0f);
+  return group_of(q, width, columns, scale, count, scratch.take<float>(seen_numbers(columns)));
+}
+
+// q[k][query] for `count` queries, from rows that are `stride` numbers apart.
+inline void put_queries(float* q, size_t count, const float* rows, size_t stride, size_t width) {
+  for (size_t query = 0; query < count; ++query) {
+    for (size_t k = 0; k < width; ++k) q[k * kQueries + query] = rows[query * stride + k];
   }
 }
 
