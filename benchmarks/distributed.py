@@ -50,7 +50,7 @@ def main() -> None:
         _work(asked.folder)
         return
     checkpoint = Models(asked.folder, asked.preset).checkpoint
-    results = {name: _measured(_engine(checkpoint, name, layout), layout) for name, layout in LAYOUTS.items()}
+    results = {name: measured(_engine(checkpoint, name, layout), layout) for name, layout in LAYOUTS.items()}
     for name, result in results.items():
         base = results["one process"]
         ratios = {key: round(result[key] / base[key], 3) for key in result if key.endswith("per_second")}
@@ -72,7 +72,7 @@ def _engine(checkpoint: Path, name: str, layout: Layout | None) -> Path:
     return out
 
 
-def _measured(engine: Path, layout: Layout | None) -> dict[str, Any]:
+def measured(engine: Path, layout: Layout | None) -> dict[str, Any]:
     command = ["-m", "benchmarks.distributed", str(engine), "--worker"]
     if layout:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(layout.world)]
@@ -125,7 +125,7 @@ def _drive(path: Path) -> None:
         ),
     }
     ranks = engine.rank_figures()
-    busy = {f"waiting_share_of_rank_{each.rank}": _share(each.communication_seconds, each.compute_seconds)
+    busy = {f"waiting_share_of_rank_{each.rank}": round(each.waiting_share, 3)
             for each in ranks}  # fmt: skip
     memory = {f"peak_memory_bytes_of_rank_{each.rank}": each.peak_memory_bytes for each in ranks}
     caches = {f"cache_bytes_of_rank_{each.rank}": each.cache_bytes for each in ranks}
@@ -140,10 +140,6 @@ def _rate(work: Callable[[], object], count: int) -> float:
         work()
         seconds.append(time.perf_counter() - started)
     return round(count / median(seconds), 2)
-
-
-def _share(waited: float, computed: float) -> float:
-    return round(waited / (waited + computed), 3)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import click
 
 from dsv3export.cli.command import Command
 from dsv3export.cli.graph import write_atomically
+from dsv3export.cli.launch import ranks_options, require_one_process, take_place
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
@@ -37,6 +38,7 @@ EXAMPLES = (
     "dsv3export bench int8.engine",
     "dsv3export bench int8.engine --batch 1,8 --prompt-tokens 128,512 --speculate 1 --plot rates.png",
     "dsv3export bench int4.engine --compare int8.engine --min-ratio 1.1 --json",
+    "dsv3export bench cut.engine --nproc 2 --compare int8.engine",
 )
 
 
@@ -76,19 +78,22 @@ def numbers_from_0(text: str) -> tuple[int, ...]:
 @provider_option
 @cpu_kernels_option
 @invariant_option
+@ranks_options
 @json_option("Print one line of JSON instead of tables.")
 @quiet_option
 @verbose_option
 def command(
     engine: Path, batch: tuple[int, ...], prompt_tokens: tuple[int, ...], new_tokens: int, repeats: int,
     speculate: tuple[int, ...], compare: Path | None, min_ratio: float | None, plot: Path | None, threads: int | None,
-    provider: Choice, cpu_kernels: KernelChoice, invariant: bool, as_json: bool, quiet: bool,
+    provider: Choice, cpu_kernels: KernelChoice, invariant: bool, nproc: int | None, fault_timeout: float,
+    as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Measure how fast ENGINE is: prompt tokens and new tokens per second, of all sequences together.
 
     Each case is prompts of random tokens. Rates are medians of the repeats, with the slowest and the fastest. On a CPU
     the weights that a step reads, by its rate, are set against how fast this machine reads memory, measured in the same
-    run.
+    run. An engine for several ranks is run with --nproc: then it also says which share of its time each rank waited for
+    others. OTHER is loaded by the first rank alone.
     """
     # Before numpy is loaded: the bandwidth is that of our threads.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -97,12 +102,23 @@ def command(
     if min_ratio is not None and compare is None:
         raise RequestError("--min-ratio", expected="--compare with it")
     form = _plot_format(plot)
+    if compare is not None:
+        require_one_process(compare, "--compare")
+    take_place(engine, nproc, fault_timeout, threads, cpu_kernels)
     cases = [
         Case(size, length, new_tokens, drafts) for size in batch for length in prompt_tokens for drafts in speculate
     ]
     paths = [engine, *([compare] if compare else [])]
     loaded = [
-        load_engine(path, threads, provider, cpu_kernels=cpu_kernels, invariant=invariant, max_batch=max(batch))
+        load_engine(
+            path,
+            threads,
+            provider,
+            cpu_kernels=cpu_kernels,
+            invariant=invariant,
+            max_batch=max(batch),
+            fault_timeout=fault_timeout,
+        )
         for path in paths
     ]
     measured: list[list[Measured]] = [[] for _ in loaded]
@@ -120,11 +136,15 @@ def command(
         for name, results, each in zip(names, measured, loaded, strict=True)
     ]
     ratios = [_ratios(mine, theirs) for mine, theirs in zip(measured[0], measured[-1], strict=True)] if compare else []
+    waiting = {each.rank: each.waiting_share for each in loaded[0].rank_figures()}
     if as_json:
         result = {"results": [row for each in rows for row in each], "read_bytes_per_second": bandwidth}
-        print_json(result | ({"ratios": ratios} if compare else {}))
+        ranks = [{"rank": rank, "waiting_share": share} for rank, share in waiting.items()]
+        print_json(result | ({"ratios": ratios} if compare else {}) | ({"ranks": ranks} if ranks else {}))
     else:
         _print(rows, ratios, bandwidth)
+        for rank, share in waiting.items():
+            click.echo(f"rank {rank} waited for others {share:.0%} of its time")
     if plot and form:
         # After the results are out: they took long, and a disk may be full by now.
         _draw(plot, form, dict(zip(names, measured, strict=True)))
@@ -161,9 +181,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _row(name: str, one: Measured, engine: Engine, bandwidth: float | None) -> dict[str, Any]:
     from dsv3export.bench.traffic import bytes_read, engine_weights
 
-    read = bytes_read(engine_weights(engine.manifest, engine.config), engine.config, one.case.batch)
+    weights = engine_weights(engine.manifest, engine.config)
+    read = bytes_read(weights, engine.config, one.case.batch) if weights else None  # several ranks have none in common
     share = None
-    if bandwidth and one.acceptance is None:
+    if bandwidth and read and one.acceptance is None:
         share = read * one.decode.median / one.case.batch / bandwidth
     return {
         "engine": name,
@@ -171,7 +192,7 @@ def _row(name: str, one: Measured, engine: Engine, bandwidth: float | None) -> d
         **asdict(one.case),
         "prefill_tokens_per_second": asdict(one.prefill),
         "decode_tokens_per_second": asdict(one.decode),
-        "weight_bytes_per_step": round(read),
+        "weight_bytes_per_step": read and round(read),
         "share_of_read_bandwidth": share,
         "draft_acceptance": one.acceptance,
     }

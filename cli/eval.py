@@ -11,6 +11,7 @@ import click
 
 from dsv3export.cli.command import Command
 from dsv3export.cli.executor_kernels import executor_kernels_option, triton_kernels
+from dsv3export.cli.launch import ranks_options, require_one_process, take_place
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
@@ -35,6 +36,7 @@ EXAMPLES = (
     "dsv3export eval tiny.engine --text tests/data/goldens/heldout.txt",
     "dsv3export eval tiny.engine --text tests/data/goldens/heldout.txt --against examples/tiny-dsv3",
     "dsv3export eval int4.engine --text novel.txt --chunk-tokens 1023 --against fp32.engine --json",
+    "dsv3export eval cut.engine --nproc 2 --text novel.txt --against tiny.engine",
 )
 
 
@@ -60,6 +62,7 @@ EXAMPLES = (
 @cpu_kernels_option
 @invariant_option
 @executor_kernels_option
+@ranks_options
 @quiet_option
 @json_option("Print one line of JSON.")
 @verbose_option
@@ -73,6 +76,8 @@ def command(
     cpu_kernels: KernelChoice,
     invariant: bool,
     executor_kernels: str | None,
+    nproc: int | None,
+    fault_timeout: float,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -84,13 +89,17 @@ def command(
     ENGINE may be a checkpoint too: then the executor of its graph computes it in float32, which needs the packages of
     `build`; with --executor-kernels by the Triton kernels. --provider and --cpu-kernels are for ENGINE; OTHER runs
     on what it was built for: `eval ENGINE --cpu-kernels onnxruntime --against ENGINE` sets both kinds of kernels side
-    by side.
+    by side. An engine for several ranks is run with --nproc; OTHER is loaded by the first rank alone.
     """
     from dsv3export.evaluate import compare, evaluate
     from dsv3export.runtime.text_file import read_text
 
     content = read_text(text)
-    opened = open_model(engine, threads, provider, cpu_kernels, triton_kernels(executor_kernels, engine), invariant)
+    if against is not None:
+        require_one_process(against, "--against")
+    take_place(Path(engine), nproc, fault_timeout, threads, cpu_kernels)
+    kernels = triton_kernels(executor_kernels, engine)
+    opened = open_model(engine, threads, provider, cpu_kernels, kernels, invariant, fault_timeout)
     ids = tokens_of(opened, content)
     facts: dict[str, Any] = {"engine": engine, "text": str(text), "chunk_tokens": chunk_tokens}
     if against is None:
@@ -127,6 +136,7 @@ def open_model(
     cpu_kernels: KernelChoice = "auto",
     kernels: TritonKernels | None = None,
     invariant: bool = False,
+    fault_timeout: float = 30.0,
 ) -> OpenModel:
     """Loads an engine, or makes the executor of a checkpoint. Raises UserError."""
     from dsv3export.cli.subject import find_subject
@@ -134,7 +144,9 @@ def open_model(
 
     subject = find_subject(path)
     if subject.manifest is not None:
-        loaded = load_engine(path, threads, provider, cpu_kernels=cpu_kernels, invariant=invariant)
+        loaded = load_engine(
+            path, threads, provider, cpu_kernels=cpu_kernels, invariant=invariant, fault_timeout=fault_timeout
+        )
         return OpenModel(path, loaded, loaded.tokenizer, subject.manifest.layers)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")

@@ -48,8 +48,8 @@ def take_place(
     threads: int | None,
     cpu_kernels: KernelChoice,
     shutdown_seconds: int = SHUTDOWN_SECONDS,
-) -> None:
-    """Returns in the process that is to do the command's work: the only one there is, or rank 0.
+) -> bool:
+    """Returns in the process that is to do the command's work: the only one there is, or rank 0. Whether it is a rank.
 
     Another rank follows it, and ends this command with it. Without a launcher `--nproc` starts one, with this
     command's own arguments, and ends with its exit code.
@@ -66,11 +66,23 @@ def take_place(
 
             take_part(engine, threads, timeout=fault_timeout, kernels=cpu_kernels)
             context.exit(0)
-    elif nproc is not None:
+        return True
+    if nproc is not None:
         _require_ranks(engine, nproc)
         from dsv3export.runtime.distributed.torch_launch import launch
 
         context.exit(launch(context.ensure_object(Invocation).arguments, nproc, shutdown_seconds))
+    return False
+
+
+def require_one_process(path: str | Path, why: str) -> None:
+    """Raises RequestError for an engine of several ranks, which this process cannot load beside another one."""
+    from dsv3export.cli.subject import find_subject
+
+    manifest = find_subject(str(path)).manifest
+    if manifest is not None and manifest.parallel is not None:
+        got = f"one for several ranks, {manifest.parallel.layout.describe()}"
+        raise RequestError(f"{why} {path}", expected="an engine for a single process", got=got)
 
 
 def _require_ranks(engine: Path, nproc: int) -> None:

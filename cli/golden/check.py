@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import click
 from dsv3export.cli.command import Command
 from dsv3export.cli.golden.options import ModelOptions, model_options
 from dsv3export.cli.graph import write_atomically
+from dsv3export.cli.launch import ranks_options, take_place
 from dsv3export.cli.options import PathName, quiet_option, verbose_option
 from dsv3export.cli.outputs import check_outputs
 from dsv3export.cli.progress_bar import progress_on_stderr
@@ -23,6 +25,7 @@ EXAMPLES = (
     "dsv3export golden check tiny.engine model.golden",
     "dsv3export golden check int4.engine model.golden --junit golden.xml --github",
     "dsv3export golden check int4.engine model.golden --profile int4 --without-layers",
+    "dsv3export golden check cut.engine model.golden --nproc 2",
 )
 
 
@@ -36,6 +39,7 @@ EXAMPLES = (
 @click.option("--html", type=PathName(path_type=Path), metavar="FILE", help="Write a page that needs nothing else.")
 @click.option("--github", is_flag=True, help="Print workflow commands: annotations in GitHub Actions.")
 @model_options
+@ranks_options
 @quiet_option
 @verbose_option
 def command(
@@ -48,6 +52,8 @@ def command(
     html: Path | None,
     github: bool,
     running: ModelOptions,
+    nproc: int | None,
+    fault_timeout: float,
     quiet: bool,
 ) -> None:
     """Hold MODEL, an engine or a checkpoint, against GOLDEN.
@@ -55,15 +61,17 @@ def command(
     Every figure that the golden has is compared: tokens, each layer, routers' choices, log-probabilities, the greedy
     continuation, perplexity. The exit code is 0 where all are within their bounds, 1 where one is not, and 2 where
     nothing could be compared. A checkpoint is computed in the golden's own arithmetic unless --precision is given.
+    Of an engine for several ranks (--nproc) what goes on inside is left out.
     """
     from dsv3export.golden import Golden, check_golden
     from dsv3export.golden.profile import find_profile, profile_name
 
     check_outputs(junit, json_file, html)
     opened = Golden.read(golden)
+    over_ranks = take_place(Path(model), nproc, fault_timeout, running.threads, running.cpu_kernels)
     document = opened.document
-    layers = bool(document.values) and not without_layers
-    subject = running.open(model, opened, layers)
+    layers = bool(document.values) and not without_layers and not over_ranks
+    subject = replace(running, fault_timeout=fault_timeout).open(model, opened, layers)
     name = profile or profile_name(document.identity, subject.identity)
     bounds, where = find_profile(name, document.profiles)
     with progress_on_stderr(quiet) as progress:

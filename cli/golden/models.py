@@ -27,6 +27,7 @@ from dsv3export.runtime.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from dsv3export.compare.stages import StagedModel
     from dsv3export.graphs.triton_kernels import TritonKernels
+    from dsv3export.runtime.engine import Engine
     from dsv3export.runtime.kernel_choice import KernelChoice
     from dsv3export.runtime.providers import Choice
 
@@ -43,6 +44,7 @@ def open_model(
     cpu_kernels: KernelChoice = "auto",
     layers: bool = True,
     kernels: TritonKernels | None = None,
+    fault_timeout: float = 30.0,
 ) -> GoldenModel:
     """An engine or a checkpoint.
 
@@ -51,21 +53,22 @@ def open_model(
         calibration: The text of a recipe with calibrated components.
         layers: Whether it will be looked into; if not, an engine needs no torch.
         kernels: What computes a checkpoint, in place of the ops' definitions.
+        fault_timeout: Of an engine for several ranks, see `Engine.load`.
 
     Raises UserError.
     """
     subject = find_subject(path)
     if subject.manifest is not None:
-        return _engine(subject, subject.manifest, threads, provider, cpu_kernels, layers)
+        engine = load_engine(path, threads, provider, cpu_kernels=cpu_kernels, fault_timeout=fault_timeout)
+        return _engine(subject, subject.manifest, engine, threads, cpu_kernels, layers)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")
     return _checkpoint(subject.checkpoint, recipe or Recipe.for_precision("fp32"), calibration, kernels)
 
 
 def _engine(
-    subject: Subject, manifest: Manifest, threads: int | None, provider: Choice, cpu_kernels: KernelChoice, layers: bool
+    subject: Subject, manifest: Manifest, engine: Engine, threads: int | None, cpu_kernels: KernelChoice, layers: bool
 ) -> GoldenModel:  # fmt: skip
-    engine = load_engine(subject.path, threads, provider, cpu_kernels=cpu_kernels)
     stages = None
     if layers:
         stages = _engine_stages(Path(subject.path), threads, cpu_kernels)

@@ -34,6 +34,7 @@ class ModelOptions:
         provider: Where ONNX Runtime computes.
         cpu_kernels: With which kernels it does on the CPU.
         batch, chunk: Prompts, and tokens of a prompt, that are computed at once.
+        fault_timeout: Of an engine for several ranks, see `Engine.load`.
     """
 
     precision: str | None
@@ -43,6 +44,7 @@ class ModelOptions:
     cpu_kernels: KernelChoice
     batch: int
     chunk: int
+    fault_timeout: float = 30.0
 
     @property
     def batching(self) -> Batching:
@@ -68,7 +70,7 @@ class ModelOptions:
         )
         return open_model(
             model, recipe=recipe, calibration=self.calibration, threads=self.threads, provider=self.provider,
-            cpu_kernels=self.cpu_kernels, layers=layers, kernels=kernels,
+            cpu_kernels=self.cpu_kernels, layers=layers, kernels=kernels, fault_timeout=self.fault_timeout,
         )  # fmt: skip
 
 

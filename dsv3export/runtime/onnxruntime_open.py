@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,13 +27,15 @@ _FATAL_ONLY = 4  # errors come as exceptions, printing them too would say them t
 
 
 def open_graph(
-    files: EngineFiles, graph: bytes, threads: int | None, device: Device
+    files: EngineFiles, graph: bytes, threads: int | None, device: Device, one_arena: bool = False
 ) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """A session, and the weights, which it does not own and which must live as long as it does.
 
     Args:
         graph: A serialized ONNX model whose external initializers are weights of the engine.
         threads: Compute threads; None takes the physical cores.
+        one_arena: Whether its values lie in memory that all such sessions of the process have in common. For sessions
+            that run one after the other; what they took is kept until the process ends.
 
     Raises:
         BackendError: ONNX Runtime refuses the graph.
@@ -40,6 +43,8 @@ def open_graph(
     """
     count = threads or default_threads()
     options = _options(count, device)
+    if one_arena and device.on_host:
+        _share_arena(options)
     if device.cpu_kernels == "native":
         cpu_kernels.register(options, count, device.invariant)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.path))
@@ -72,6 +77,18 @@ def _options(threads: int, device: Device) -> ort.SessionOptions:
     if not device.on_host:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
+
+
+def _share_arena(options: ort.SessionOptions) -> None:
+    """Each session has an arena of its own otherwise, as large as the longest prompt that it has seen."""
+    _register_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
+@cache
+def _register_arena() -> None:
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
 
 
 def _bind_weights(files: EngineFiles, graph: bytes, options: ort.SessionOptions, device: Device) -> list[ort.OrtValue]:

@@ -29,6 +29,7 @@ PackedBank::PackedBank(const IntBankSource& source, size_t experts, const Parall
     const RowSource rows = of_expert(source, expert);
     pack_rows(shape_, rows, 0, shape_.panels(), data_.get() + expert * stride_);
     release_file_pages(rows.weight, shape_.N * rows.weight_stride);
+    release_file_pages(rows.scale, shape_.N * rows.scale_stride * sizeof(float));
   });
 }
 

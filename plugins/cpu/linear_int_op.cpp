@@ -61,6 +61,7 @@ std::shared_ptr<PackedMatrix> packed(const IntShape& shape, const RowSource& sou
     pack_rows(shape, source, first, count, made->memory.get());
     const size_t begin = first * kPanel, end = std::min(shape.N, begin + count * kPanel);
     release_file_pages(source.weight + begin * source.weight_stride, (end - begin) * source.weight_stride);
+    release_file_pages(source.scale + begin * source.scale_stride, (end - begin) * source.scale_stride * sizeof(float));
   });
   return made;
 }

@@ -26,6 +26,18 @@ size_t positive(const NodeInfo& node, const char* attribute) {
   return static_cast<size_t>(value);
 }
 
+// Of a bank's scales [E, N, G], an expert at a time, so that few pages of the file are in memory.
+bool all_narrow(const Tensor& scales) {
+  const auto count = static_cast<size_t>(scales.shape[1] * scales.shape[2]);
+  bool narrow = true;
+  for (int64_t expert = 0; narrow && expert < scales.shape[0]; ++expert) {
+    const float* of_expert = scales.f32() + static_cast<size_t>(expert) * count;
+    narrow = are_narrow(of_expert, count);
+    release_file_pages(of_expert, count * sizeof(float));
+  }
+  return narrow;
+}
+
 // The inputs of a bank with N rows of K numbers.
 IntBankSource source_of(const NodeInfo& node, const Bank& bank, size_t N, size_t K, int64_t& experts) {
   const Tensor numbers = node.weight(bank.numbers, bank.name);
@@ -42,7 +54,7 @@ IntBankSource source_of(const NodeInfo& node, const Bank& bank, size_t N, size_t
   const Tensor scales = node.weight(bank.scales, name_of(bank, "_scale").c_str());
   require_shape(scales, name_of(bank, "_scale").c_str(), {experts, rows, groups});
   source.rows = {numbers.u8(), static_cast<size_t>(row_bytes), scales.f32(), source.shape.groups(), nullptr, 0};
-  source.shape.narrow_scales = are_narrow(scales.f32(), static_cast<size_t>(scales.shape.count()));
+  source.shape.narrow_scales = all_narrow(scales);
   if (const auto zeros = node.constant(bank.zeros)) {
     const int64_t zero_bytes = (groups * bits + 7) / 8;
     require_shape(*zeros, name_of(bank, "_zero").c_str(), {experts, rows, zero_bytes});

@@ -185,3 +185,65 @@ def test_a_server_ends_its_ranks_when_it_is_told_to_end(rank_engine: RankEngine)
         code, _, err = started.end(timeout=30)
         assert ended(list(ranks.values()))
     assert (code, err) == (128 + signal.SIGTERM, "")
+
+
+def told(*command: str | Path) -> dict[str, Any]:
+    """What a command over ranks says as JSON; the other ranks say nothing."""
+    with job(*command) as started:
+        code, out, err = started.end()
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+def test_eval_over_ranks_gives_the_perplexity_of_one(
+    rank_engine: RankEngine, tiny_engine: Path, goldens: Callable[[str], Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text((goldens("bf16").parent / "heldout.txt").read_text(encoding="utf-8")[:3000], encoding="utf-8")
+    options = ("--nproc", "2", "--text", text, "--against", tiny_engine, "--quiet", "--json")
+    result = told("eval", rank_engine(Layout(1, 2, 1)), *options)
+    assert result["perplexity"] == pytest.approx(result["against"]["perplexity"], rel=1e-4)
+    assert result["against"]["kl_mean"] < 1e-6
+    assert result["tokens"] > 500
+
+
+def test_a_golden_holds_over_ranks(rank_engine: RankEngine, tiny_engine: Path, tmp_path: Path) -> None:
+    golden, report = tmp_path / "one.golden", tmp_path / "check.json"
+    recorded = ("golden", "record", str(tiny_engine), "-o", str(golden), "--prompt", "In the beginning", "--quiet")
+    subprocess.run([sys.executable, "-m", "dsv3export", *recorded], check=True, timeout=100)
+    checked = ("golden", "check", rank_engine(Layout(2, 1, 1)), golden, "--nproc", "2", "--json", report, "--quiet")
+    with job(*checked) as started:
+        code, out, err = started.end()
+    assert (code, err) == (0, ""), out
+    result = json.loads(report.read_text())
+    assert result["passed"]
+    metrics = {case["measured"]["metric"] for case in result["cases"]}
+    assert {"tokens", "logits.error", "greedy.margin"} <= metrics
+    assert not any(metric.startswith("layers.") for metric in metrics)
+    assert result["skipped"] == ["layers and routers: the model was not looked into"]
+
+
+def test_bench_over_ranks_says_who_waited(rank_engine: RankEngine, tiny_engine: Path) -> None:
+    options = ("--nproc", "2", "--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "1", "--json")
+    result = told("bench", rank_engine(Layout(2, 1, 1)), "--compare", tiny_engine, *options)
+    cut, whole = result["results"]
+    assert cut["weight_bytes_per_step"] is None
+    assert whole["weight_bytes_per_step"] > 0
+    assert cut["decode_tokens_per_second"]["median"] > 0
+    assert result["ratios"][0]["decode"] > 0
+    assert [each["rank"] for each in result["ranks"]] == [0, 1]
+    assert all(0 < each["waiting_share"] < 1 for each in result["ranks"])
+
+
+@pytest.mark.parametrize(("command", "option"), [("eval", "--against"), ("bench", "--compare")])
+def test_the_other_engine_is_one_for_a_single_process(
+    rank_engine: RankEngine, tmp_path: Path, command: str, option: str
+) -> None:
+    cut, text = rank_engine(Layout(2, 1, 1)), tmp_path / "text.txt"
+    text.write_text("In the beginning", encoding="utf-8")
+    given = ("--text", text) if command == "eval" else ()
+    with job(command, cut, *given, option, cut, "--nproc", "2") as started:
+        code, out, err = started.end()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "expected an engine for a single process" in err

@@ -46,7 +46,8 @@ class Segment:
     """
 
     def __init__(self, files: EngineFiles, step: Run, threads: int | None, device: Device) -> None:
-        self._session, self._weights = open_graph(files, files.graph(device.graph_name(step.segment)), threads, device)
+        graph = files.graph(device.graph_name(step.segment))
+        self._session, self._weights = open_graph(files, graph, threads, device, one_arena=True)
         self._where = f"engine {files.path}: graph {step.segment}"
         inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name: value for value in self._session.get_outputs()}

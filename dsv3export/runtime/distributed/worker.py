@@ -44,6 +44,12 @@ class RankFigures:
     cache_bytes: int
     peak_memory_bytes: int
 
+    @property
+    def waiting_share(self) -> float:
+        """Of the time that the rank computed or waited for another one."""
+        whole = self.compute_seconds + self.communication_seconds
+        return self.communication_seconds / whole if whole else 0.0
+
     def to_array(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         """All but the rank's number: what is sent; integers are exact up to 2**53."""
         return np.array(list(vars(self).values())[1:], np.float64)
