@@ -12,7 +12,7 @@ import click
 
 from dsv3export.cli.command import Command
 from dsv3export.cli.graph import write_atomically
-from dsv3export.cli.launch import ranks_options, require_one_process, take_place
+from dsv3export.cli.launch import RankOptions, ranks_options, require_one_process, take_place
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
@@ -85,7 +85,7 @@ def numbers_from_0(text: str) -> tuple[int, ...]:
 def command(
     engine: Path, batch: tuple[int, ...], prompt_tokens: tuple[int, ...], new_tokens: int, repeats: int,
     speculate: tuple[int, ...], compare: Path | None, min_ratio: float | None, plot: Path | None, threads: int | None,
-    provider: Choice, cpu_kernels: KernelChoice, invariant: bool, nproc: int | None, fault_timeout: float,
+    provider: Choice, cpu_kernels: KernelChoice, invariant: bool, ranks: RankOptions,
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Measure how fast ENGINE is: prompt tokens and new tokens per second, of all sequences together.
@@ -104,7 +104,7 @@ def command(
     form = _plot_format(plot)
     if compare is not None:
         require_one_process(compare, "--compare")
-    take_place(engine, nproc, fault_timeout, threads, cpu_kernels)
+    take_place(engine, ranks, threads, cpu_kernels)
     cases = [
         Case(size, length, new_tokens, drafts) for size in batch for length in prompt_tokens for drafts in speculate
     ]
@@ -117,7 +117,7 @@ def command(
             cpu_kernels=cpu_kernels,
             invariant=invariant,
             max_batch=max(batch),
-            fault_timeout=fault_timeout,
+            **ranks.timeouts,
         )
         for path in paths
     ]
@@ -139,8 +139,8 @@ def command(
     waiting = {each.rank: each.waiting_share for each in loaded[0].rank_figures()}
     if as_json:
         result = {"results": [row for each in rows for row in each], "read_bytes_per_second": bandwidth}
-        ranks = [{"rank": rank, "waiting_share": share} for rank, share in waiting.items()]
-        print_json(result | ({"ratios": ratios} if compare else {}) | ({"ranks": ranks} if ranks else {}))
+        shares = [{"rank": rank, "waiting_share": share} for rank, share in waiting.items()]
+        print_json(result | ({"ratios": ratios} if compare else {}) | ({"ranks": shares} if shares else {}))
     else:
         _print(rows, ratios, bandwidth)
         for rank, share in waiting.items():

@@ -11,7 +11,7 @@ import click
 
 from dsv3export.cli.command import Command
 from dsv3export.cli.executor_kernels import executor_kernels_option, triton_kernels
-from dsv3export.cli.launch import ranks_options, require_one_process, take_place
+from dsv3export.cli.launch import RankOptions, Timeouts, ranks_options, require_one_process, take_place
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
@@ -76,8 +76,7 @@ def command(
     cpu_kernels: KernelChoice,
     invariant: bool,
     executor_kernels: str | None,
-    nproc: int | None,
-    fault_timeout: float,
+    ranks: RankOptions,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -97,9 +96,9 @@ def command(
     content = read_text(text)
     if against is not None:
         require_one_process(against, "--against")
-    take_place(Path(engine), nproc, fault_timeout, threads, cpu_kernels)
+    take_place(Path(engine), ranks, threads, cpu_kernels)
     kernels = triton_kernels(executor_kernels, engine)
-    opened = open_model(engine, threads, provider, cpu_kernels, kernels, invariant, fault_timeout)
+    opened = open_model(engine, threads, provider, cpu_kernels, kernels, invariant, ranks.timeouts)
     ids = tokens_of(opened, content)
     facts: dict[str, Any] = {"engine": engine, "text": str(text), "chunk_tokens": chunk_tokens}
     if against is None:
@@ -136,7 +135,7 @@ def open_model(
     cpu_kernels: KernelChoice = "auto",
     kernels: TritonKernels | None = None,
     invariant: bool = False,
-    fault_timeout: float = 30.0,
+    timeouts: Timeouts | None = None,
 ) -> OpenModel:
     """Loads an engine, or makes the executor of a checkpoint. Raises UserError."""
     from dsv3export.cli.subject import find_subject
@@ -144,9 +143,7 @@ def open_model(
 
     subject = find_subject(path)
     if subject.manifest is not None:
-        loaded = load_engine(
-            path, threads, provider, cpu_kernels=cpu_kernels, invariant=invariant, fault_timeout=fault_timeout
-        )
+        loaded = load_engine(path, threads, provider, cpu_kernels=cpu_kernels, invariant=invariant, **(timeouts or {}))
         return OpenModel(path, loaded, loaded.tokenizer, subject.manifest.layers)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
@@ -14,15 +16,47 @@ from dsv3export.errors import RequestError
 if TYPE_CHECKING:
     from dsv3export.runtime.kernel_choice import KernelChoice
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Result = TypeVar("Result")
 # How long a rank may take to end when the launcher tells it to.
 SHUTDOWN_SECONDS = 10
 # How long rank 0 looks whether that is because another one is gone.
 LOOK_SECONDS = 2.0
 
 
-def ranks_options(function: Function) -> Function:
-    """`--nproc` and `--fault-timeout`, of the commands that run an engine."""
+class Timeouts(TypedDict, total=False):
+    """Settings of `Engine.load`."""
+
+    fault_timeout: float
+    step_timeout: float
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """How an engine for several ranks is run.
+
+    Attributes:
+        nproc: The ranks that are to be started here; None leaves that to torchrun.
+        fault_timeout, step_timeout: See `Engine.load`.
+    """
+
+    nproc: int | None
+    fault_timeout: float
+    step_timeout: float
+
+    @property
+    def timeouts(self) -> Timeouts:
+        return {"fault_timeout": self.fault_timeout, "step_timeout": self.step_timeout}
+
+
+def ranks_options(command: Callable[..., Result]) -> Callable[..., Result]:
+    """The options of commands that run an engine; the command gets them as `ranks`, a `RankOptions`."""
+
+    @wraps(command)
+    def gathered(
+        *arguments: Any, nproc: int | None, fault_timeout: float, step_timeout: float, **others: Any
+    ) -> Result:
+        return command(*arguments, ranks=RankOptions(nproc, fault_timeout, step_timeout), **others)
+
     nproc = click.option(
         "--nproc",
         type=click.IntRange(1, 1024),
@@ -38,13 +72,20 @@ def ranks_options(function: Function) -> Function:
         metavar="SECONDS",
         help="Of several ranks: within which a rank that is gone ends the job.",
     )
-    return nproc(fault_timeout(function))
+    step_timeout = click.option(
+        "--step-timeout",
+        type=click.FloatRange(1, 86400),
+        default=600.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Of several ranks: a rank that computes for longer between two exchanges ends the job.",
+    )
+    return nproc(fault_timeout(step_timeout(gathered)))
 
 
 def take_place(
     engine: Path,
-    nproc: int | None,
-    fault_timeout: float,
+    ranks: RankOptions,
     threads: int | None,
     cpu_kernels: KernelChoice,
     shutdown_seconds: int = SHUTDOWN_SECONDS,
@@ -59,19 +100,22 @@ def take_place(
     context = click.get_current_context()
     if in_job():
         place = place_in_job()
-        if nproc is not None and nproc != place.world_size:
-            raise RequestError("--nproc", expected=f"{place.world_size}, as torchrun started", got=str(nproc))
+        if ranks.nproc not in (None, place.world_size):
+            raise RequestError("--nproc", expected=f"{place.world_size}, as torchrun started", got=str(ranks.nproc))
         if place.rank:
             from dsv3export.runtime.distributed.join import take_part
 
-            take_part(engine, threads, timeout=fault_timeout, kernels=cpu_kernels)
+            take_part(
+                engine, threads, kernels=cpu_kernels,
+                fault_timeout=ranks.fault_timeout, step_timeout=ranks.step_timeout,
+            )  # fmt: skip
             context.exit(0)
         return True
-    if nproc is not None:
-        _require_ranks(engine, nproc)
+    if ranks.nproc is not None:
+        _require_ranks(engine, ranks.nproc)
         from dsv3export.runtime.distributed.torch_launch import launch
 
-        context.exit(launch(context.ensure_object(Invocation).arguments, nproc, shutdown_seconds))
+        context.exit(launch(context.ensure_object(Invocation).arguments, ranks.nproc, shutdown_seconds))
     return False
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3export.cli.command import Command
-from dsv3export.cli.launch import ranks_options, take_place
+from dsv3export.cli.launch import RankOptions, ranks_options, take_place
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
@@ -92,8 +92,8 @@ EXAMPLES = (
 def command(
     engine: Path, prompt: str | None, prompt_ids: str | None, interactive: bool, system: str | None,
     input_file: Path | None, output: Path | None, batch: int, threads: int | None, provider: Choice,
-    cpu_kernels: KernelChoice, invariant: bool, speculate: int, prefix_cache: int | None, nproc: int | None,
-    fault_timeout: float, stats: bool, as_json: bool, **how: Any,
+    cpu_kernels: KernelChoice, invariant: bool, speculate: int, prefix_cache: int | None, ranks: RankOptions,
+    stats: bool, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Generate text with ENGINE, the directory that `build` wrote: for a prompt, in a conversation, for a file.
 
@@ -104,7 +104,7 @@ def command(
     _check_modes(interactive, system, input_file, output, as_json, prompt is not None or prompt_ids is not None)
     # Checked by the engine too, but a mistake here should not cost the time that loading takes.
     SamplingParams(**{field.name: how[field.name] for field in fields(SamplingParams) if field.name in how})
-    take_place(engine, nproc, fault_timeout, threads, cpu_kernels)
+    take_place(engine, ranks, threads, cpu_kernels)
     single = not interactive and input_file is None
     tokens = read_prompt(prompt, prompt_ids) if single else ""
     started = time.perf_counter()
@@ -119,7 +119,7 @@ def command(
         max_batch=batch,
         speculate=speculate,
         prefix_cache=kept,
-        fault_timeout=fault_timeout,
+        **ranks.timeouts,
     )
     load_seconds = time.perf_counter() - started
     if interactive:

@@ -13,7 +13,7 @@ import click
 
 from dsv3export.cli.byte_size import byte_size
 from dsv3export.cli.command import Command
-from dsv3export.cli.launch import LOOK_SECONDS, SHUTDOWN_SECONDS, ranks_options, take_place
+from dsv3export.cli.launch import LOOK_SECONDS, SHUTDOWN_SECONDS, RankOptions, ranks_options, take_place
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.options import (
     PathName,
@@ -72,15 +72,15 @@ DEFAULT_CONTEXT = 8192
 def command(
     engine: Path, host: str, port: int, slots: int, max_waiting: int, context: int | None, prefix_cache: int | None,
     api_key: str | None, model_name: str | None, timeout: float, drain: int, max_body: int, threads: int | None,
-    provider: Choice, cpu_kernels: KernelChoice, invariant: bool, speculate: int, nproc: int | None,
-    fault_timeout: float, quiet: bool,
+    provider: Choice, cpu_kernels: KernelChoice, invariant: bool, speculate: int, ranks: RankOptions,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Serve ENGINE over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
     Requests of all clients run in one batch. / is a page to chat with the model, /health and /metrics (Prometheus) are
     for those who watch. Each request is a line of JSON on stderr. SIGTERM finishes what runs.
     """
-    take_place(engine, nproc, fault_timeout, threads, cpu_kernels, drain + SHUTDOWN_SECONDS)
+    take_place(engine, ranks, threads, cpu_kernels, drain + SHUTDOWN_SECONDS)
     from dsv3export.runtime.async_engine import AsyncEngine
     from dsv3export.serve.app import create_app
     from dsv3export.serve.server import Server, address, listen
@@ -98,7 +98,7 @@ def command(
             capacity=context or DEFAULT_CONTEXT,
             prefix_cache=prefix_cache,
             speculate=speculate,
-            fault_timeout=fault_timeout,
+            **ranks.timeouts,
         )
         running = AsyncEngine(loaded, max_waiting)
         settings = ServerSettings(model_name or engine.resolve().name, api_key, timeout, max_body)

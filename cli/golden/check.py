@@ -12,7 +12,7 @@ import click
 from dsv3export.cli.command import Command
 from dsv3export.cli.golden.options import ModelOptions, model_options
 from dsv3export.cli.graph import write_atomically
-from dsv3export.cli.launch import ranks_options, take_place
+from dsv3export.cli.launch import RankOptions, ranks_options, take_place
 from dsv3export.cli.options import PathName, quiet_option, verbose_option
 from dsv3export.cli.outputs import check_outputs
 from dsv3export.cli.progress_bar import progress_on_stderr
@@ -52,8 +52,7 @@ def command(
     html: Path | None,
     github: bool,
     running: ModelOptions,
-    nproc: int | None,
-    fault_timeout: float,
+    ranks: RankOptions,
     quiet: bool,
 ) -> None:
     """Hold MODEL, an engine or a checkpoint, against GOLDEN.
@@ -68,10 +67,10 @@ def command(
 
     check_outputs(junit, json_file, html)
     opened = Golden.read(golden)
-    over_ranks = take_place(Path(model), nproc, fault_timeout, running.threads, running.cpu_kernels)
+    over_ranks = take_place(Path(model), ranks, running.threads, running.cpu_kernels)
     document = opened.document
     layers = bool(document.values) and not without_layers and not over_ranks
-    subject = replace(running, fault_timeout=fault_timeout).open(model, opened, layers)
+    subject = replace(running, timeouts=ranks.timeouts).open(model, opened, layers)
     name = profile or profile_name(document.identity, subject.identity)
     bounds, where = find_profile(name, document.profiles)
     with progress_on_stderr(quiet) as progress:

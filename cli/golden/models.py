@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv3export.checkpoint import Checkpoint
+from dsv3export.cli.launch import Timeouts
 from dsv3export.cli.loading import load_engine
 from dsv3export.cli.subject import Subject, find_subject
 from dsv3export.config import ModelConfig
@@ -44,7 +45,7 @@ def open_model(
     cpu_kernels: KernelChoice = "auto",
     layers: bool = True,
     kernels: TritonKernels | None = None,
-    fault_timeout: float = 30.0,
+    timeouts: Timeouts | None = None,
 ) -> GoldenModel:
     """An engine or a checkpoint.
 
@@ -53,13 +54,13 @@ def open_model(
         calibration: The text of a recipe with calibrated components.
         layers: Whether it will be looked into; if not, an engine needs no torch.
         kernels: What computes a checkpoint, in place of the ops' definitions.
-        fault_timeout: Of an engine for several ranks, see `Engine.load`.
+        timeouts: Of an engine for several ranks, see `RankOptions`.
 
     Raises UserError.
     """
     subject = find_subject(path)
     if subject.manifest is not None:
-        engine = load_engine(path, threads, provider, cpu_kernels=cpu_kernels, fault_timeout=fault_timeout)
+        engine = load_engine(path, threads, provider, cpu_kernels=cpu_kernels, **(timeouts or {}))
         return _engine(subject, subject.manifest, engine, threads, cpu_kernels, layers)
     if subject.checkpoint is None:
         raise RequestError(path, expected="an engine or a checkpoint", got=f"a {subject.kind}, which has no weights")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dsv3export.cli.capabilities import PRECISIONS
+from dsv3export.cli.launch import Timeouts
 from dsv3export.cli.options import PathName, cpu_kernels_option, provider_option
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class ModelOptions:
         provider: Where ONNX Runtime computes.
         cpu_kernels: With which kernels it does on the CPU.
         batch, chunk: Prompts, and tokens of a prompt, that are computed at once.
-        fault_timeout: Of an engine for several ranks, see `Engine.load`.
+        timeouts: Of an engine for several ranks, see `RankOptions`.
     """
 
     precision: str | None
@@ -44,7 +45,7 @@ class ModelOptions:
     cpu_kernels: KernelChoice
     batch: int
     chunk: int
-    fault_timeout: float = 30.0
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
     @property
     def batching(self) -> Batching:
@@ -70,7 +71,7 @@ class ModelOptions:
         )
         return open_model(
             model, recipe=recipe, calibration=self.calibration, threads=self.threads, provider=self.provider,
-            cpu_kernels=self.cpu_kernels, layers=layers, kernels=kernels, fault_timeout=self.fault_timeout,
+            cpu_kernels=self.cpu_kernels, layers=layers, kernels=kernels, timeouts=self.timeouts,
         )  # fmt: skip
 
 

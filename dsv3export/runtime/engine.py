@@ -113,6 +113,7 @@ class Engine:
         speculate: int = 0,
         progress: Progress | None = None,
         fault_timeout: float = 30.0,
+        step_timeout: float = 600.0,
     ) -> Engine:
         """Opens and checks an engine directory and loads it into its backend.
 
@@ -130,6 +131,7 @@ class Engine:
             progress: Told of the bytes of weights that go to a GPU's memory.
             fault_timeout: Of an engine for several ranks, of which this process is the first: seconds within which a
                 rank that is gone ends the job.
+            step_timeout: Seconds that this process may compute between two exchanges with the others.
 
         Raises:
             EngineError: The engine is missing, damaged, altered or of another format version.
@@ -147,7 +149,7 @@ class Engine:
         elif invariant:
             raise RequestError("invariant", expected="an engine for a single process", got="one for several ranks")
         else:
-            session = _open_ranks(files, threads, cpu_kernels, verify, fault_timeout)
+            session = _open_ranks(files, threads, cpu_kernels, verify, fault_timeout, step_timeout)
         return cls(files, session, max_batch, capacity, prefill_chunk, prefix_cache, speculate)
 
     def close(self) -> None:
@@ -320,6 +322,7 @@ def _open_session(
 def _open_ranks(
     files: EngineFiles, threads: int | None, kernels: KernelChoice, verify: Literal["auto", "full"],
     fault_timeout: float,
+    step_timeout: float,
 ) -> Session:  # fmt: skip
     """Raises EngineError where no launcher started this process as the first rank."""
     from dsv3export.runtime.distributed.environment import in_job
@@ -331,7 +334,7 @@ def _open_ranks(
         raise EngineError(f"engine {files.path}", expected=f"{layout.world} ranks", got="a single process", fix=fix)
     from dsv3export.runtime.distributed.join import lead
 
-    return lead(files.path, threads, verify, fault_timeout, kernels)
+    return lead(files.path, threads, verify, fault_timeout, step_timeout, kernels)
 
 
 def _require_positive(**values: int | None) -> None:

@@ -209,8 +209,9 @@ def test_eval_over_ranks_gives_the_perplexity_of_one(
 
 
 def test_a_golden_holds_over_ranks(rank_engine: RankEngine, tiny_engine: Path, tmp_path: Path) -> None:
-    golden, report = tmp_path / "one.golden", tmp_path / "check.json"
-    recorded = ("golden", "record", str(tiny_engine), "-o", str(golden), "--prompt", "In the beginning", "--quiet")
+    golden, report, prompts_file = (tmp_path / name for name in ("one.golden", "check.json", "prompts.txt"))
+    prompts_file.write_text("In the beginning\n", encoding="utf-8")
+    recorded = ("golden", "record", str(tiny_engine), "-o", str(golden), "--prompts", str(prompts_file), "--quiet")
     subprocess.run([sys.executable, "-m", "dsv3export", *recorded], check=True, timeout=100)
     checked = ("golden", "check", rank_engine(Layout(2, 1, 1)), golden, "--nproc", "2", "--json", report, "--quiet")
     with job(*checked) as started:
@@ -247,3 +248,25 @@ def test_the_other_engine_is_one_for_a_single_process(
         code, out, err = started.end()
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert "expected an engine for a single process" in err
+
+
+LOOPING = """
+import os, sys, time
+if os.environ.get("RANK") == "1":
+    from dsv3export.runtime.distributed.segment import Segment
+    def run(*_):
+        while True:
+            time.sleep(0.01)
+    Segment.run = run
+"""
+
+
+def test_a_rank_that_computes_without_end_is_named(rank_engine: RankEngine, tmp_path: Path) -> None:
+    """It goes on beating; the other one waits for it."""
+    (tmp_path / "sitecustomize.py").write_text(LOOPING, encoding="utf-8")
+    root = Path(__file__).resolve().parents[2]
+    options = ("--nproc", "2", "--fault-timeout", str(BOUND), "--step-timeout", "3")
+    with job("run", rank_engine(Layout(1, 2, 1)), *RUN, *options, env={"PYTHONPATH": f"{tmp_path}:{root}"}) as started:
+        code, out, err = started.end()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert f"rank 1 on {socket.gethostname()}: it has computed for more than 3 s" in err

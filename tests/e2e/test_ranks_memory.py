@@ -15,7 +15,7 @@ from dsv3export.graphs.build import build_engine
 
 pytestmark = pytest.mark.slow
 
-# Code pages of ONNX Runtime, its own tables, a prompt's values, rows of the embedding: the same for models of all sizes.
+# Code pages of ONNX Runtime, its own tables, a prompt's values, rows of the embedding: the same whatever the model.
 CONSTANT = 88 << 20
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -87,6 +87,10 @@ class Communicator(Protocol):
 
     def barrier(self) -> None:
         """Waits for all ranks."""
+        ...
+
+    def computing(self) -> AbstractContextManager[None]:
+        """What the rank does by itself, for whoever watches that it comes to an end."""
         ...
 
     def abort(self, cause: str) -> None:

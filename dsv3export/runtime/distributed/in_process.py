@@ -6,6 +6,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -102,6 +103,10 @@ class InProcessCommunicator:
     def barrier(self) -> None:
         """See `Communicator`."""
         self._exchange(np.zeros(1, np.int8), tuple(range(self._world.size)), "control")
+
+    def computing(self) -> AbstractContextManager[None]:
+        """See `Communicator`."""
+        return nullcontext()
 
     def abort(self, cause: str) -> None:
         """See `Communicator`."""

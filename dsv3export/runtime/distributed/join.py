@@ -25,7 +25,7 @@ from dsv3export.runtime.distributed.follow import ROOT, follow
 from dsv3export.runtime.distributed.load import has_drafts, load_worker, open_rank
 from dsv3export.runtime.distributed.processes import end_with_parent
 from dsv3export.runtime.distributed.session import DistributedSession, Model
-from dsv3export.runtime.distributed.watch import DEFAULT_TIMEOUT, Watch
+from dsv3export.runtime.distributed.watch import DEFAULT_STEP_TIMEOUT, DEFAULT_TIMEOUT, Watch
 from dsv3export.runtime.kernel_choice import KernelChoice
 
 _LOOK_SECONDS = 2.0
@@ -42,13 +42,16 @@ class Member:
     Args:
         engine: The directory of the whole; of it, only this rank's folder is read.
         timeout: Seconds within which the fault of a rank ends the job.
+        step_timeout: Seconds that this rank may compute between two exchanges with others.
 
     Raises:
         ResourceError: The store that all meet at cannot be reached.
         RequestError: The launcher's environment variables are not what they should be.
     """
 
-    def __init__(self, engine: Path, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self, engine: Path, timeout: float = DEFAULT_TIMEOUT, step_timeout: float = DEFAULT_STEP_TIMEOUT
+    ) -> None:
         place = place_in_job()
         end_with_parent()
         choose_interface(place)
@@ -57,7 +60,8 @@ class Member:
 
         self._stores = JobStores(place)
         self.rank, self._world_size = place.rank, place.world_size
-        self.watch = Watch(self._stores.watch, self.rank, self._world_size, f"{place.address}:{place.port}", timeout)
+        where = f"{place.address}:{place.port}"
+        self.watch = Watch(self._stores.watch, self.rank, self._world_size, where, timeout, step_timeout)
         self.watch.start()
 
     def load(self, threads: int | None = None, verify: Verify = "auto", kernels: KernelChoice = "auto") -> None:
@@ -138,12 +142,13 @@ def lead(
     engine: Path,
     threads: int | None = None,
     verify: Verify = "auto",
-    timeout: float = DEFAULT_TIMEOUT,
+    fault_timeout: float = DEFAULT_TIMEOUT,
+    step_timeout: float = DEFAULT_STEP_TIMEOUT,
     kernels: KernelChoice = "auto",
 ) -> DistributedSession:
     """The engine's session, at rank 0. Raises as `Member` and `Member.load`."""
     ending = _Ending()
-    member = Member(engine, timeout)
+    member = Member(engine, fault_timeout, step_timeout)
     ending.watch = member.watch
     member.load(threads, verify, kernels)
     config = member.files.config
@@ -155,7 +160,8 @@ def take_part(
     engine: Path,
     threads: int | None = None,
     verify: Verify = "auto",
-    timeout: float = DEFAULT_TIMEOUT,
+    fault_timeout: float = DEFAULT_TIMEOUT,
+    step_timeout: float = DEFAULT_STEP_TIMEOUT,
     kernels: KernelChoice = "auto",
 ) -> None:
     """Does what rank 0 says, until it says that the job is over; at any other rank. Prints nothing.
@@ -164,7 +170,7 @@ def take_part(
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    member = Member(engine, timeout)
+    member = Member(engine, fault_timeout, step_timeout)
     try:
         member.load(threads, verify, kernels)
         for number in (signal.SIGTERM, signal.SIGINT):

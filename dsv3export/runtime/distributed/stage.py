@@ -78,7 +78,8 @@ class Stage:
         for place, step in enumerate(self._part.steps):
             if isinstance(step, Run):
                 started = time.perf_counter()
-                values |= self._segments[step.segment].run(values, caches, cache, slots, self._pool)
+                with self._communicator.computing():
+                    values |= self._segments[step.segment].run(values, caches, cache, slots, self._pool)
                 self.seconds += time.perf_counter() - started
             else:
                 self._exchange(step, values)

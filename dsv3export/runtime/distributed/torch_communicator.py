@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 
 import numpy as np
@@ -110,6 +110,10 @@ class TorchCommunicator:
         """See `Communicator`."""
         with self._explained():
             dist.barrier()
+
+    def computing(self) -> AbstractContextManager[None]:
+        """See `Communicator`."""
+        return self._watch.computing()
 
     def abort(self, cause: str) -> None:
         """See `Communicator`."""

@@ -2,8 +2,9 @@
 
 Each rank writes a number that grows into the store that all met at, and looks at the others' numbers. A rank whose
 number stands still for as long as the bound is gone, however that came about: it was stopped, its machine or the way
-to it is down. On its own machine a rank also sees at once whether another's process has ended. Whoever notices first
-writes down what happened, and the others follow it.
+to it is down. One that computes without end goes on counting: its own watch reports it. On its own machine a rank also
+sees at once whether another's process has ended. Whoever notices first writes down what happened, and the others follow
+it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import NoReturn, Protocol
 
 from dsv3export.engine.typed_json import parse_json
 from dsv3export.runtime.distributed.faults import JobFault
 from dsv3export.runtime.distributed.processes import Process
 
-DEFAULT_TIMEOUT = 30.0
+DEFAULT_TIMEOUT, DEFAULT_STEP_TIMEOUT = 30.0, 600.0
 EXIT_CODE = 2
 _FAULT = "fault"
 SAID = "said"
@@ -55,6 +56,7 @@ class Watch:
         rank, world_size: This one, and how many.
         where: The store's address, for messages.
         timeout: Seconds within which a fault ends the job.
+        step_timeout: Seconds that this rank may be `computing` at a stretch.
         leave: What ends this process; other than in tests, at once.
 
     Attributes:
@@ -63,11 +65,12 @@ class Watch:
 
     def __init__(
         self, store: Store, rank: int, world_size: int, where: str, timeout: float = DEFAULT_TIMEOUT,
-        leave: Callable[[int], object] = os._exit,
+        step_timeout: float = DEFAULT_STEP_TIMEOUT, leave: Callable[[int], object] = os._exit,
     ) -> None:  # fmt: skip
         self.fault: JobFault | None = None
         self._store, self._rank, self._world_size, self._where = store, rank, world_size, where
-        self._timeout, self._leave = timeout, leave
+        self._timeout, self._step_timeout, self._leave = timeout, step_timeout, leave
+        self._computing_since: float | None = None
         self._tick, self._grace = timeout * _TICK, timeout * _GRACE
         self._processes: dict[int, Process] = {rank: Process.own()}
         self._last: dict[int, bytes] = {}
@@ -161,6 +164,15 @@ class Watch:
         while True:
             time.sleep(self._timeout)
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, this rank computes and waits for nobody."""
+        self._computing_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._computing_since = None
+
     def stop(self) -> None:
         """The job is over: from now on a rank may go."""
         self._stopped.set()
@@ -171,6 +183,7 @@ class Watch:
                 self._store.set(f"beat/{self._rank}", str(beats))
                 self._read_fault()
                 self._look_at_others(seconds)
+                self._look_at_itself()
             except Exception as error:  # noqa: BLE001 - whatever the store raises: it is gone
                 if not self._stopped.is_set():
                     self._found_out(self._lost(" ".join(str(error).split())[:120]))
@@ -213,6 +226,12 @@ class Watch:
             if self._silent[rank] > limit:
                 cause = f"not heard of for {self._silent[rank]:.1f} s (stopped, or its machine or the network is down?)"
                 self._write_down(JobFault(rank, process.host, cause), said=False)
+
+    def _look_at_itself(self) -> None:
+        since = self._computing_since
+        if since is not None and time.monotonic() - since > self._step_timeout:
+            cause = f"it has computed for more than {self._step_timeout:g} s at a stretch (--step-timeout)"
+            self._write_down(JobFault(self._rank, self.host, cause), said=False)
 
     def _read_fault(self) -> None:
         if not self.fault and self._store.check([_FAULT]):
