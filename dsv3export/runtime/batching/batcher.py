@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from dsv3export.errors import UserError
+from dsv3export.runtime.batching.flights import Flight, Flights
 from dsv3export.runtime.batching.prefix_cache import PrefixCache
-from dsv3export.runtime.batching.schedule import PrefillTurns, decode_ranges, pipelined
+from dsv3export.runtime.batching.schedule import PrefillTurns, decode_ranges
 from dsv3export.runtime.batching.speculation import Drafting, SpeculationStats, Speculator
 from dsv3export.runtime.drafting import drafter
 from dsv3export.runtime.generation import PREFILL_CHUNK, FinishReason, Piece, Request
@@ -87,6 +88,9 @@ class Batcher:
             stats = speculation or SpeculationStats()
             self._speculator = Speculator(drafter(session), speculate, slots, capacity, stats)
             self._caches.append(self._speculator.cache)
+        self._flights: Flights[_Sequence] | None = None
+        if not speculate and isinstance(session, PipelinedSession) and session.depth > 1:
+            self._flights = Flights(session.depth)
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}
         self._prefilling = PrefillTurns()
@@ -146,11 +150,10 @@ class Batcher:
         decoding = sorted(slot for slot, sequence in self._running.items() if sequence.new_tokens)
         for slot in self._prefilling.turn(self._next_chunk, self._chunk):
             yield from self._prefill(slot)
-        runs = decode_ranges(decoding)
-        if runs and not self._speculator and isinstance(self._session, PipelinedSession) and self._session.depth > 1:
-            yield from self._decode_pipelined(self._session, pipelined(runs, self._session.depth))
+        if self._flights is not None:
+            yield from self._decode_pipelined(self._flights)
             return
-        for run in runs:
+        for run in decode_ranges(decoding):
             yield from self._decode(run)
 
     def _admit(self) -> None:
@@ -227,29 +230,40 @@ class Batcher:
                 if not sequence.cancelled:
                     yield sequence.ticket, outcome
 
-    def _decode_pipelined(self, session: PipelinedSession, runs: Sequence[range]) -> Iterator[tuple[int, Outcome]]:
-        """As `_decode` for several runs: all are begun before the first one's token is there."""
-        begun: list[tuple[Mapping[int, _Sequence], Callable[[], Logits]]] = []
-        for run in runs:
-            there = {slot: self._running[slot] for slot in run if slot in self._running}
-            active = {slot: sequence for slot, sequence in there.items() if sequence.new_tokens}
+    def _decode_pipelined(self, flights: Flights[_Sequence]) -> Iterator[tuple[int, Outcome]]:
+        """The tokens of the steps that are under way; as soon as one has landed, the next one of its slots begins.
+
+        So steps stay under way from turn to turn, and no stage waits for the others' slots.
+        """
+        for _ in range(len(flights)):
+            yield from self._land(flights.land())
+            yield from self._begin(flights)
+        yield from self._begin(flights)
+
+    def _begin(self, flights: Flights[_Sequence]) -> Iterator[tuple[int, Outcome]]:
+        """Begins a token for the slots that decode and are not under way; outcomes are failures only."""
+        assert isinstance(self._session, PipelinedSession)
+        decoding = [slot for slot, sequence in self._running.items() if sequence.new_tokens]
+        for run in flights.free_runs(decoding):
+            active = {slot: self._running[slot] for slot in run if slot in decoding}
             ids = np.array([[active[slot].tokens[-1] if slot in active else 0] for slot in run], np.int64)
             rows = np.array([slot - run.start for slot in active], np.int64)
             try:
-                if active:
-                    begun.append((active, session.begin_step(ids, self._starts(run), self._cache, run, rows)))
+                flights.add(Flight(active, self._session.begin_step(ids, self._starts(run), self._cache, run, rows)))
             except UserError as error:
                 yield from self._failed(list(active), error)
-        for sequences, finish in begun:
-            try:
-                logits = finish()
-            except UserError as error:
-                yield from self._failed([slot for slot, each in sequences.items() if not each.cancelled], error)
-                continue
-            for (slot, sequence), row in zip(sequences.items(), logits, strict=True):
-                if not sequence.cancelled:
-                    for outcome in self._advanced(slot, row[None], ()):
-                        yield sequence.ticket, outcome
+
+    def _land(self, flight: Flight[_Sequence]) -> Iterator[tuple[int, Outcome]]:
+        """What a step has brought to those that have not been cancelled meanwhile."""
+        try:
+            logits = flight.finish()
+        except UserError as error:
+            yield from self._failed([slot for slot, each in flight.sequences.items() if not each.cancelled], error)
+            return
+        for (slot, sequence), row in zip(flight.sequences.items(), logits, strict=True):
+            if not sequence.cancelled:
+                for outcome in self._advanced(slot, row[None], ()):
+                    yield sequence.ticket, outcome
 
     def _starts(self, run: range) -> IntArray:
         """Valid rows of a run's slots."""

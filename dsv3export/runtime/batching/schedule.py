@@ -8,17 +8,22 @@ behind a long one is not held up until that has ended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 # A step over idle slots costs their rows, a further step all the weights once more: so it pays to bridge small gaps.
 _BRIDGED = 3
 
 
-def decode_ranges(slots: Sequence[int]) -> list[range]:
-    """Ascending slot numbers as ranges of one step each; gaps of up to three idle slots are stepped over as well."""
+def decode_ranges(slots: Sequence[int], barred: Collection[int] = ()) -> list[range]:
+    """Ascending slot numbers as ranges of one step each; gaps of up to three idle slots are stepped over as well.
+
+    Args:
+        barred: Slots that no range may have in it.
+    """
     runs: list[range] = []
     for slot in slots:
-        if runs and slot - runs[-1].stop <= _BRIDGED:
+        gap = range(runs[-1].stop, slot) if runs else range(0)
+        if runs and len(gap) <= _BRIDGED and not any(between in barred for between in gap):
             runs[-1] = range(runs[-1].start, slot + 1)
         else:
             runs.append(range(slot, slot + 1))

@@ -146,6 +146,8 @@ class DistributedSession:
     def close(self) -> None:
         """Ends the other ranks; happens at the end of the process by itself. Does nothing a second time."""
         with self._lock:
+            with suppress(JobFault):
+                self._collect()  # of requests that were given up
             self._closing()
 
     def _step(
