@@ -21,8 +21,6 @@ from dsv3export.runtime.distributed.watch import Watch
 # An idle rank waits for a command as long as it takes; that a rank is gone is found out by the watch.
 _FOREVER = timedelta(days=365)
 _TAGS: dict[Kind, int] = {"send": 0, "control": 1, "gather": 2}
-_TAG_REDUCED = 3
-_FEW_BYTES = 1 << 18
 _IN_FLIGHT = 16  # messages to each rank
 
 
@@ -59,24 +57,8 @@ class TorchCommunicator:
         if len(group) == 1:
             return
         with self._explained(), self.traffic.waiting():
-            if len(group) == 2 and array.nbytes <= _FEW_BYTES:
-                self._add_other(_tensor(array), group[1] if self._rank == group[0] else group[0])
-            else:
-                dist.all_reduce(_tensor(array), group=self._groups[tuple(group)])
+            dist.all_reduce(_tensor(array), group=self._groups[tuple(group)])
         self.traffic.reduced(array.nbytes, len(group))
-
-    def _add_other(self, own: torch.Tensor, rank: int) -> None:
-        """The sum of two ranks' tensors: each sends its own, as many bytes as a ring would.
-
-        gloo hands a collective to a thread of its own, and a message not: of few bytes, waking threads is all that
-        takes time (6 KB between processes of one machine: 130 us, a collective 470 us). Both ranks get the same bits,
-        as a + b = b + a.
-        """
-        sent, other = dist.isend(own, rank, tag=_TAG_REDUCED), torch.empty_like(own)
-        dist.recv(other, rank, tag=_TAG_REDUCED)
-        assert sent is not None  # only where this rank is not in the group
-        sent.wait()
-        own.add_(other)
 
     def gather(self, part: Array, parts: Sequence[Array] | None, group: Ranks) -> None:
         """See `Communicator`."""
