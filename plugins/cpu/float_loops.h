@@ -4,6 +4,9 @@
 #include "float_matmul.h"
 #include "lanes.h"
 #include "wide.h"
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#include "float_tiles_avx2.h"
+#endif
 
 namespace dsv3 {
 namespace {
@@ -12,6 +15,8 @@ namespace {
 constexpr size_t kColumns = 4;
 #if defined(__AVX512F__)
 constexpr size_t kMostRows = 6;
+#elif defined(__AVX2__)
+constexpr size_t kMostRows = 1;
 #else
 constexpr size_t kMostRows = 2;
 #endif
@@ -114,12 +119,17 @@ void multiply_rows(const Tile<Weight>& tile, size_t rows) {
     if (rows == 4) return multiply<Weight, 4>(tile);
     if (rows == 3) return multiply<Weight, 3>(tile);
   }
-  if (rows == 2) return multiply<Weight, 2>(tile);
+  if constexpr (kMostRows > 1) {
+    if (rows == 2) return multiply<Weight, 2>(tile);
+  }
   multiply<Weight, 1>(tile);
 }
 
 template <typename Weight>
 void product_of(const FloatMatrix& matrix, size_t first, size_t count, const FloatRows& rows, float* y, size_t ldy) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if (rows.rows > kMostRows) return product_by_tiles<Weight>(matrix, first, count, rows, y, ldy);
+#endif
   const auto* weights = static_cast<const Weight*>(matrix.data);
   const size_t K = matrix.K, end = first + count, columns_bytes = kColumns * K * sizeof(Weight);
   const size_t at_once = (columns_bytes < kBytesOfWeights ? kBytesOfWeights / columns_bytes : 1) * kColumns;
