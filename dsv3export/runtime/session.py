@@ -89,6 +89,17 @@ class PipelinedSession(Session, Protocol):
 
 
 @runtime_checkable
+class CopyingSession(Session, Protocol):
+    """A session that copies rows between latent caches itself, as not all of them are in this process's memory."""
+
+    def copy_rows(
+        self, cache: LatentCache, slot: int, start: int, source: LatentCache, source_slot: int, rows: range
+    ) -> None:
+        """As `LatentCache.copy_rows` of `cache`, everywhere, behind the steps that were begun."""
+        ...
+
+
+@runtime_checkable
 class RankedSession(Protocol):
     """A session whose steps run on several ranks; `watch` notices when one is gone."""
 

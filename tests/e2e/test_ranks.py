@@ -71,6 +71,29 @@ def test_ranks_compute_what_one_process_does(rank_engine: RankEngine, right: Rig
     lead(path, work)
 
 
+@pytest.mark.parametrize("speculate", [0, 2])
+@pytest.mark.parametrize("layout", [Layout(2, 1, 1), Layout(1, 2, 1), Layout(2, 1, 2)], ids=Layout.describe)
+def test_prompts_with_a_known_beginning_get_the_same_tokens(
+    rank_engine: RankEngine, tiny_engine: Path, layout: Layout, speculate: int
+) -> None:
+    """Each rank copies its own rows: two whole blocks, a part of one, and of sequences that ran side by side."""
+    path = rank_engine(layout)
+    files = EngineFiles.open(path)
+    known = [int(token) for token in np.random.default_rng(1).integers(3, 2000, 140)]
+    turns = [[known, PROMPTS[2]], [[*known, 7, 8], [*known[:40], 9], PROMPTS[2]], [[*known, 7, 8, 9]]]
+
+    def work(session: DistributedSession) -> tuple[list[list[list[int]]], int]:
+        engine = Engine(files, session, max_batch=2, prefix_cache=1 << 22, speculate=speculate)
+        results = [[one.token_ids for one in engine.generate(turn, 8, ignore_eos=True)] for turn in turns]
+        assert engine.prefixes is not None
+        return results, engine.prefixes.stats.found
+
+    alone = Engine.load(tiny_engine, threads=1)
+    tokens, found = lead(path, work)
+    assert tokens == [[one.token_ids for one in alone.generate(turn, 8, ignore_eos=True)] for turn in turns]
+    assert found >= 140 + 40 + 69 + 142
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=Layout.describe)
 def test_the_wire_carries_what_the_plan_says(rank_engine: RankEngine, layout: Layout) -> None:
     path = rank_engine(layout)

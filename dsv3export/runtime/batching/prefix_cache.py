@@ -8,13 +8,16 @@ owns it: what it appends touches no other sequence. When the pool is full, the l
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dsv3export.errors import BackendError, ResourceError
 from dsv3export.runtime.drafting import drafter
 from dsv3export.runtime.latent_cache import CacheLayout, LatentCache
-from dsv3export.runtime.session import Session
+from dsv3export.runtime.session import CopyingSession, Session
+
+# Copies rows into a cache's slot, from a row on: (cache, slot, start, source, source_slot, rows).
+CopyRows = Callable[[LatentCache, int, int, LatentCache, int, range], None]
 
 BLOCK = 64
 _DEFAULT_BYTES = 256 << 20
@@ -47,12 +50,15 @@ class PrefixCache:
             the latter depends on one token more, which may be another one where a block ends: such a row makes a draft
             worse, and no result wrong.
         nbytes: Memory for the blocks; it is taken as they are filled.
+        copy_rows: How rows get from one cache into another.
 
     Raises:
         ResourceError: `nbytes` holds less than one block.
     """
 
-    def __init__(self, layouts: Sequence[CacheLayout], nbytes: int) -> None:
+    def __init__(
+        self, layouts: Sequence[CacheLayout], nbytes: int, copy_rows: CopyRows = LatentCache.copy_rows
+    ) -> None:
         block_bytes = BLOCK * sum(layout.bytes_per_token for layout in layouts)
         blocks = nbytes // block_bytes
         if blocks < 1:
@@ -61,6 +67,7 @@ class PrefixCache:
                 expected=f"at least {block_bytes} bytes, a block of {BLOCK} tokens",
                 got=str(nbytes),
             )
+        self._copy_rows = copy_rows
         self._pools = [LatentCache(layout, blocks, BLOCK) for layout in layouts]
         self._free = list(range(blocks - 1, -1, -1))
         self._root = _Block(-1, (), None)
@@ -83,7 +90,7 @@ class PrefixCache:
             if child is None:
                 break
             for pool, cache in zip(self._pools, caches, strict=True):
-                cache.copy_rows(slot, found, pool, child.place, range(shared))
+                self._copy_rows(cache, slot, found, pool, child.place, range(shared))
             self._used.move_to_end(child)
             found += shared
             if shared < BLOCK:
@@ -105,7 +112,7 @@ class PrefixCache:
                     return
                 child = _Block(place, part, node)
                 for pool, cache in zip(self._pools, caches, strict=True):
-                    pool.copy_rows(place, 0, cache, slot, range(start, start + len(part)))
+                    self._copy_rows(pool, place, 0, cache, slot, range(start, start + len(part)))
                 self._drop_beginnings(node, part)
                 node.children[part] = child
                 self._used[child] = None
@@ -144,19 +151,22 @@ class PrefixCache:
 def prefix_cache_for(session: Session, nbytes: int | None, drafting: bool = False) -> PrefixCache | None:
     """A session's, of that many bytes; None for 0. Where `nbytes` is None, 256 MiB on the CPU and none elsewhere.
 
-    Raises BackendError where the cache is not in the host's memory, RequestError where it is to draft and cannot.
+    Over several ranks the bytes are those of rank 0's layers; the others keep as many tokens.
+
+    Raises BackendError where the cache is on a device, RequestError where it is to draft and cannot.
     """
+    copy_rows = session.copy_rows if isinstance(session, CopyingSession) else LatentCache.copy_rows
+    on_host = session.cache_on_host or isinstance(session, CopyingSession)
     if nbytes is None:
-        nbytes = _DEFAULT_BYTES if session.cache_on_host else 0
+        nbytes = _DEFAULT_BYTES if on_host else 0
     if not nbytes:
         return None
-    if not session.cache_on_host:
-        expected = "an engine that computes on the CPU, in one process"
-        raise BackendError("prefix cache", expected=expected, got="one on a device or over several ranks")
+    if not on_host:
+        raise BackendError("prefix cache", expected="an engine that computes on the CPU", got="one on a device")
     layouts = [session.cache_layout]
     if drafting:
         layouts.append(drafter(session).draft_cache_layout)
-    return PrefixCache(layouts, nbytes)
+    return PrefixCache(layouts, nbytes, copy_rows)
 
 
 def _best_child(node: _Block, wanted: Sequence[int]) -> tuple[_Block | None, int]:

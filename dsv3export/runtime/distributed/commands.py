@@ -38,6 +38,23 @@ class Kind(IntEnum):
     DROP_CACHE = 3
     REPORT = 4
     END = 5
+    COPY_ROWS = 6
+
+
+@dataclass(frozen=True)
+class RowCopy:
+    """Rows of one cache that another one gets.
+
+    Attributes:
+        start: The first row that is written, in the command's cache and first slot.
+        source, slot: The number of the cache that is read, and its slot.
+        rows: Its rows.
+    """
+
+    start: int
+    source: int
+    slot: int
+    rows: range
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +62,8 @@ class Command:
     """One command.
 
     Attributes:
-        kind: STEP and DRAFT compute; DROP_CACHE frees a cache; REPORT asks for the rank's figures; END ends it.
+        kind: STEP and DRAFT compute; DROP_CACHE frees a cache; COPY_ROWS copies rows from another one; REPORT asks for
+            the rank's figures; END ends it.
         cache: The number of the latent cache, of `slots` sequences of `capacity` tokens; made where it is new.
         first_slot: The step is over as many slots from here as `start` has.
         start, logit_rows, input_ids: int64[B], [R], [B, S]; of a draft, the ids are those of the next tokens.
@@ -61,6 +79,18 @@ class Command:
     logit_rows: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     input_ids: IntArray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     hidden: bool = False
+
+    @classmethod
+    def copy_rows(cls, cache: int, slots: int, capacity: int, slot: int, copy: RowCopy) -> Command:
+        """COPY_ROWS into `slot` of a cache; the copy's five numbers take the place of `logit_rows`."""
+        numbers = np.array([copy.start, copy.source, copy.slot, copy.rows.start, copy.rows.stop], np.int64)
+        return cls(Kind.COPY_ROWS, cache, slots, capacity, slot, logit_rows=numbers)
+
+    @property
+    def row_copy(self) -> RowCopy:
+        """What COPY_ROWS copies."""
+        start, source, slot, first, stop = (int(number) for number in self.logit_rows)
+        return RowCopy(start, source, slot, range(first, stop))
 
     @property
     def slot_range(self) -> range:

@@ -28,6 +28,8 @@ def follow(worker: Worker, communicator: Communicator, hidden_size: int) -> None
             communicator.send(figures.to_array(), ROOT, "control")
         elif command.kind is Kind.DROP_CACHE:
             caches.pop(command.cache, None)
+        elif command.kind is Kind.COPY_ROWS:
+            _copy_rows(command, caches)
         elif layout := worker.cache_layout(command.kind):
             if command.cache not in caches:
                 caches[command.cache] = LatentCache(layout, command.slots, command.capacity)
@@ -37,6 +39,16 @@ def follow(worker: Worker, communicator: Communicator, hidden_size: int) -> None
                 communicator.receive(hidden, ROOT)
             for result in worker.compute(command, caches[command.cache], hidden):
                 communicator.send(result, ROOT)
+
+
+def _copy_rows(command: Command, caches: dict[int, LatentCache]) -> None:
+    copy = command.row_copy
+    source = caches.get(copy.source)
+    if source is None:  # this rank has no part in what such caches are for
+        return
+    if command.cache not in caches:
+        caches[command.cache] = LatentCache(source.layout, command.slots, command.capacity)
+    caches[command.cache].copy_rows(command.first_slot, copy.start, source, copy.slot, copy.rows)
 
 
 def _next_command(communicator: Communicator) -> Command:

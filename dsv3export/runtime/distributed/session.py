@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 
-from dsv3export.runtime.distributed.commands import Command, Kind
+from dsv3export.runtime.distributed.commands import Command, Kind, RowCopy
 from dsv3export.runtime.distributed.faults import JobFault
 from dsv3export.runtime.distributed.micro_batches import MicroBatch, micro_batches
 from dsv3export.runtime.distributed.worker import RankFigures, Worker
@@ -71,7 +71,7 @@ class DistributedSession:
     Every method raises JobFault when another rank is gone.
     """
 
-    cache_on_host = False  # the other ranks' rows cannot be copied from here
+    cache_on_host = False  # but a part of it
 
     def __init__(
         self, worker: Worker, communicator: Communicator, layout: Layout, model: Model, leave: Callable[[], None],
@@ -131,6 +131,15 @@ class DistributedSession:
         logits, draft_hidden = self._end(self._begin(command, cache, hidden))
         return logits, draft_hidden
 
+    def copy_rows(
+        self, cache: LatentCache, slot: int, start: int, source: LatentCache, source_slot: int, rows: range
+    ) -> None:
+        """See `CopyingSession`; the other ranks copy theirs in the order of commands."""
+        with self._lock:
+            copy = RowCopy(start, self._number(source), source_slot, rows)
+            self._tell(Command.copy_rows(self._number(cache), cache.slots, cache.capacity, slot, copy))
+            cache.copy_rows(slot, start, source, source_slot, rows)
+
     def figures(self) -> list[RankFigures]:
         """What each rank has done so far."""
         with self._lock:
@@ -170,13 +179,16 @@ class DistributedSession:
         self, kind: Kind, ids: IntArray, start: IntArray, cache: LatentCache, slots: range, rows: IntArray,
         hidden: bool = False,
     ) -> Command:  # fmt: skip
+        number = self._number(cache)
+        return Command(kind, number, cache.slots, cache.capacity, slots.start, start, rows, ids, hidden)
+
+    def _number(self, cache: LatentCache) -> int:
+        """By which all ranks know a cache."""
         if cache not in self._numbers:
             number = self._numbers[cache] = next(self._fresh)
             # The collector may run this anywhere, so the others are told later.
             finalize(cache, self._dropped.append, number)
-        return Command(
-            kind, self._numbers[cache], cache.slots, cache.capacity, slots.start, start, rows, ids, hidden
-        )  # fmt: skip
+        return self._numbers[cache]
 
     def _begin(self, command: Command, cache: LatentCache, hidden: Hidden | None = None) -> _InFlight:
         with self._lock:
