@@ -80,18 +80,26 @@ def int_function(dims: Dims, attributes: Attributes) -> str:
     """dsv3::MlaAttentionInt: integer products while decoding; a long prefill dequantises the weights first.
 
     For each group of heads: w_uk_{i}_q int8 [Dn, heads*Dc] and w_uv_{i}_q int8 [Dc, heads*Dv], scales [1, columns].
+
+    Integer products take the weights unsigned, around 128, made so once, when ONNX Runtime folds constants: on CPUs with
+    AVX2 and without VNNI, MLAS adds two products of uint8 and int8 in 16 bits, saturating; those of uint8 are exact.
     """
     sizes = {"w_uk": (dims["Dn"], dims["Dc"]), "w_uv": (dims["Dc"], dims["Dv"])}
     groups = head_groups(dims)
     w_uk, w_uv = (_dequantise(weight, sizes[weight], groups) for weight in ("w_uk", "w_uv"))
-
+    unsigned = """
+    sign_bit = Constant <value = uint8 {128}> ()"""
+    for weight in (f"{part}_{i}" for part in sizes for i in range(len(groups))):
+        unsigned += f"""
+    {weight}_bits = Cast <to = 2> ({weight}_q)
+    {weight}_unsigned = BitwiseXor ({weight}_bits, sign_bit)"""
     up = UpProjections(
         _int_product("q_tokens", "w_uk", "q_absorbed", dims["Dc"], groups),
         _int_product("mixed_tokens", "w_uv", "out_tokens", dims["Dv"], groups),
         w_uk + w_uv + _FLOAT.decompress,
     )
     return f"""
-MlaAttentionInt ({", ".join(int_inputs(dims))}) => (out) {{
+MlaAttentionInt ({", ".join(int_inputs(dims))}) => (out) {{{unsigned}
 {_body(dims, attributes, up)}
 }}
 """
@@ -201,7 +209,7 @@ def _int_product(x: str, weight: str, result: str, width: int, groups: Sequence[
         count = len(heads)
         own = ", ".join(str(head * (count + 1)) for head in range(count))
         text += f"""
-            {part}_all = MatMulInteger ({part}_x, {weight}_{i}_q, {result}_zero)
+            {part}_all = MatMulInteger ({part}_x, {weight}_{i}_unsigned, {result}_zero, {result}_zero)
             {part}_pairs_shape = Constant <value_ints = [-1, {count * count}, {width}]> ()
             {part}_pairs = Reshape ({part}_all, {part}_pairs_shape)
             {part}_diagonal = Constant <value_ints = [{own}]> ()
