@@ -105,7 +105,7 @@ def test_both_hold_the_same_rows(built: Built, heldout: list[int]) -> None:
         caches.append(cache)
     for (name, one), (_, other) in zip(*(cache.inputs(range(1)) for cache in caches), strict=True):
         assert one.any() and one.dtype == other.dtype
-        # later layers start from the differences; how many there are depends on the CPU, by the executor's products
+        # later layers start from these differences; how many there are depends on the CPU
         assert (one != other).mean() < (0.004 if name == FIRST else 0.04), name
         if name == FIRST:
             bits, others = (array.view(f"i{array.itemsize}").astype(np.int64) for array in (one, other))
