@@ -81,8 +81,8 @@ def int_function(dims: Dims, attributes: Attributes) -> str:
 
     For each group of heads: w_uk_{i}_q int8 [Dn, heads*Dc] and w_uv_{i}_q int8 [Dc, heads*Dv], scales [1, columns].
 
-    Integer products take the weights unsigned, around 128, made so once, when ONNX Runtime folds constants. With AVX2 and
-    without VNNI, MLAS adds two products of uint8 and int8 in 16 bits, saturating; those of uint8 are exact.
+    Integer products take the weights unsigned, around 128, made so once, when ONNX Runtime folds constants. With AVX2
+    and without VNNI, MLAS adds two products of uint8 and int8 in 16 bits, saturating; those of uint8 are exact.
     """
     sizes = {"w_uk": (dims["Dn"], dims["Dc"]), "w_uv": (dims["Dc"], dims["Dv"])}
     groups = head_groups(dims)
